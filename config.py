@@ -1,0 +1,258 @@
+"""Every setting of this repository, its default and its flag. Read this file first.
+
+    python train.py --help        # the flags below, with these comments as their help text
+
+`Config` is what a training run is made of: it is saved in every checkpoint, so a model can be rebuilt, resumed
+and questioned without its command line. The two small classes after it are the flags of the other commands.
+Nothing here imports torch, so `--help` and a mistyped flag are answered at once.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal, get_args, get_type_hints
+
+import tyro
+
+Split = Literal["train", "dev", "test"]
+
+
+class UserError(Exception):
+    """What a person can mend: shown as one line, exit status 2, no traceback."""
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turn a `UserError` into one line on standard error; errors of the program keep their traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `python inference.py … | head`: the reader has left, so there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. The defaults are those of `flickr8k`; `PRESETS` says where `sample` departs."""
+
+    preset: tyro.conf.Suppress[str] = "flickr8k"
+
+    # data
+    data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt (data/README.md)
+    image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
+    crop_scale: float = 0.75  # smallest share of a photo's area that a training crop keeps; 1: no crops
+    flip: bool = False  # mirror half of the training photos; off, because captions say left and right
+    max_tokens: int = 64  # longer captions are cut
+    split_seed: int = 0  # draws dev and test where the data has no split lists; kept apart from --seed
+    workers: int = 4  # processes that decode photos (never more than cores); 0: in the main process
+
+    # towers
+    image_encoder: str = "resnet50"  # any timm name, or local-dir:PATH
+    text_encoder: str = "distilbert-base-uncased"  # any name or folder for AutoModel, or "scratch"
+    pretrained: bool = True  # start from pretrained weights
+    scratch_layers: int = 3  # depth of --text-encoder scratch
+    scratch_width: int = 192  # width of --text-encoder scratch
+    pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
+    fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
+
+    # projection heads and loss
+    head: Literal["mlp", "linear"] = "mlp"  # mlp: linear, GELU, linear, dropout, residual, layer norm
+    embedding_dim: int = 256  # width of the space that both towers share
+    head_dropout: float = 0.1  # dropout in the mlp head
+    loss: Literal["clip", "siglip", "soft"] = "clip"  # models.py explains the three
+    temperature: float = 0.07  # at the start; learned from there, never below 0.01
+
+    # optimisation
+    epochs: int = 12  # an epoch shows every photo once, with one of its captions
+    batch_size: int = 128  # pairs a step; every other pair of the batch is a negative
+    lr_heads: float = 1e-3  # peak learning rate of the projection heads and the logit scale
+    lr_image: float = 1e-4  # peak learning rate of the image tower
+    lr_text: float = 3e-5  # peak learning rate of the text tower
+    weight_decay: float = 0.01  # on matrices and kernels only, not on norms, biases or the logit scale
+    warmup: float = 0.1  # share of all steps that the learning rates take to rise; cosine to 0 after that
+    grad_clip: float = 1.0  # largest norm of the whole gradient
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
+
+    # the run
+    seed: int = 0  # weights, shuffling, captions, crops and dropout
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    run_dir: Path | None = None  # where the run is written; None: runs/PRESET-DATE-TIME
+    resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
+
+    def __post_init__(self):
+        for names, allowed, holds in (
+            ("epochs batch_size scratch_layers embedding_dim", "at least 1", lambda v: v >= 1),
+            ("max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3),
+            ("scratch_width", "a multiple of 64, the width of an attention head", lambda v: v > 0 and v % 64 == 0),
+            ("image_size", "at least 32", lambda v: v is None or v >= 32),
+            ("crop_scale", "above 0, at most 1", lambda v: 0 < v <= 1),
+            ("temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1),
+            ("head_dropout warmup", "from 0 to below 1", lambda v: 0 <= v < 1),
+            ("workers weight_decay seed split_seed", "at least 0", lambda v: 0 <= v < 2**32),
+            ("lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf")),
+        ):
+            for name in names.split():
+                value = getattr(self, name)
+                if not holds(value):
+                    raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
+
+    def save(self, path):
+        """Write the settings as JSON; plain types only, so that nothing needs unpickling."""
+        text = json.dumps(asdict(self), indent=2, default=lambda value: Path(value).as_posix())
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path):
+        """Read settings written by `save`. Fields added since then take their defaults."""
+        path = Path(path)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        types = get_type_hints(Config)
+        if not isinstance(values, dict) or (unknown := set(values) - set(types)):
+            raise UserError(f"{path} is not a config of this version: unknown {sorted(unknown)[0]!r}"
+                            if isinstance(values, dict) else f"{path} must hold a JSON object")
+        for name, value in values.items():
+            values[name] = checked_value(path, name, value, types[name])
+        return Config(**values)
+
+
+def checked_value(path, name, value, kind):
+    """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
+    kinds = get_args(kind) or (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if any(value == kind if isinstance(kind, str) else type(value) is kind for kind in kinds):
+        return value
+    raise UserError(f"{path}: {name} cannot be {value!r}")
+
+
+PRESETS = {
+    "sample": Config(
+        preset="sample", data_dir=Path("data/sample"), image_size=64, workers=0,
+        image_encoder="resnet10t", text_encoder="scratch", pretrained=False,
+        epochs=40, batch_size=100, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
+    ),
+    "flickr8k": Config(),
+}
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text."""
+
+    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    data_dir: Path | None = None  # dataset folder; None: the one the model was trained on
+    split: Split = "test"  # photos to measure on
+    json: Path | None = None  # also write the figures to this file
+    batch_size: int = 128  # photos or captions embedded at once
+    workers: int = 4  # processes that decode photos (never more than cores)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """Rank the pictures of a gallery against a prompt, or against an example picture."""
+
+    query: str | None = None  # what to look for, in words
+    image: Path | None = None  # what to look for, by example
+    gallery: Path | None = None  # folder of pictures; None: a split of the data the model was trained on
+    split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
+    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    top_k: int = 9  # how many pictures to return
+    output: Path = Path("matches.png")  # the picture of the result
+    json: bool = False  # print one JSON object on standard output, everything else on standard error
+    batch_size: int = 64  # pictures embedded at once
+    workers: int = 4  # processes that decode pictures (never more than cores)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+
+    def __post_init__(self):
+        if (self.query is None) == (self.image is None):
+            raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
+        if self.query is not None and not self.query.strip():
+            raise UserError("--query is empty: describe a picture in a few words")
+        if self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k} cannot be: it must be at least 1")
+
+
+def parse(kind, argv=None):
+    """Read the flags of `evaluate.py` or `inference.py` into `kind`."""
+    with one_line_errors():
+        return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def parse_train(argv=None):
+    """Read the command line of `train.py`: `[sample|flickr8k] [flags]`.
+
+    Returns (Config, str): the settings and why this preset, for the first line that a run prints.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_line_errors():
+        named = argv.pop(0) if argv and not argv[0].startswith("-") else None
+        if named is not None and named not in PRESETS:
+            raise UserError(f"there is no preset {named!r}: choose one of {', '.join(PRESETS)}")
+        there = PRESETS["flickr8k"].data_dir.is_dir()
+        preset = named or ("flickr8k" if there else "sample")
+        if named:
+            why = f"preset {preset}"
+        elif there:
+            why = "preset flickr8k, because data/flickr8k is there (the small one: python train.py sample)"
+        else:
+            why = ("preset sample, because there is no data/flickr8k "
+                   "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)")
+        default = PRESETS[preset]
+        if "--resume" in argv and not {"-h", "--help"} & set(argv):
+            run_dir = flag_value(argv, "--run-dir") or newest_run("last/config.json", f"{named or ''}*")
+            default = replace(Config.load(Path(run_dir) / "last" / "config.json"), run_dir=Path(run_dir))
+            why = f"resuming {run_dir}"
+        config = tyro.cli(
+            Config, args=argv, default=default, prog=f"train.py [{'|'.join(PRESETS)}]",
+            description=f"Train CLIP on pictures and captions. Shown: {why}.",
+            )
+        if config.run_dir is None:
+            config = replace(config, run_dir=Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        return config, why
+
+
+def flag_value(argv, flag):
+    """Return what follows `flag` on a command line, in either of its forms, or None."""
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if argument.startswith(flag + "="):
+            return argument.removeprefix(flag + "=")
+        if argument == flag:
+            return following
+    return None
+
+
+def newest_run(holding, pattern="*"):
+    """Return the folder `runs/<pattern>` whose file `holding` was written last."""
+    files = sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        raise UserError(f"there is no {Path('runs') / pattern / holding}: train a model first (python train.py)")
+    return files[-1].parents[len(Path(holding).parts) - 1]
+
+
+def checkpoint_dir(given):
+    """Return the model directory to use: the one given, else `best/` of the newest run."""
+    return given or newest_run("best/config.json") / "best"
+
+
+def differing_settings(config, other):
+    """Return the names of the fields in which two configs differ."""
+    return [field.name for field in fields(Config)
+            if getattr(config, field.name) != getattr(other, field.name)]

@@ -1,0 +1,353 @@
+"""From a captions file to batches: table, splits, checks, transforms, loader.
+
+    captions.txt ─ read_captions ─> table (image, caption) ─ split_images ─> train / dev / test
+    one photo    ─ read_image ─> (H, W, 3) uint8 ─ transform ─> (3, S, S) uint8 ┐
+    one caption  ─ tokenizer ──> token ids                                      ┴ collate ─> a batch
+
+Pixels stay uint8 until they reach the model, which normalises them on its own device: a quarter of the bytes to
+move, and one place that knows the tower's mean and standard deviation.
+"""
+
+import csv
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+# Both must be set before the libraries are imported: albumentations asks its server for news at every import,
+# and tokenizers warns about each worker process that a loader forks.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import albumentations as A
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from config import UserError
+
+cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SPLIT_FILES = {split: f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")}
+
+
+# ---------------------------------------------------------------- captions and splits
+
+
+def read_captions(data_dir):
+    """Read the captions of a dataset folder into a table with the columns image and caption, in file order.
+
+    Reads Kaggle's `captions.txt` (CSV with the header `image,caption`) or else the original `Flickr8k.token.txt`
+    (`name#0<TAB>caption`), both UTF-8. Every caption is text: "None" and "NA" too, and commas need no quotes.
+    Raises UserError with file and line for a row that cannot be used; rows with an empty caption are left out.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        hint = "python data/download_flickr8k.py, or --data-dir DIR if you have it elsewhere"
+        raise UserError(f"there is no dataset folder {data_dir}: type {hint}")
+    if (path := data_dir / "captions.txt").is_file():
+        rows_of = csv_rows
+    elif (path := data_dir / "Flickr8k.token.txt").is_file():
+        rows_of = token_rows
+    else:
+        raise UserError(f"{data_dir} has no captions.txt (CSV, header image,caption) and no Flickr8k.token.txt")
+    rows = []
+    try:
+        # utf-8-sig drops the byte-order mark that spreadsheets put first
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for line, image, caption in rows_of(file, path):
+                if not image or PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+                    raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
+                if caption.strip():
+                    rows.append((image, caption.strip()))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    if not rows:
+        raise UserError(f"{path} holds no captions")
+    return pd.DataFrame(rows, columns=["image", "caption"])
+
+
+def csv_rows(file, path):
+    """Yield (line number, image, caption) from a CSV file with the header `image,caption`."""
+    reader = csv.reader(file, strict=True)
+    try:
+        header = next(reader, [])
+        if [name.strip().lower() for name in header] != ["image", "caption"]:
+            raise UserError(f"{path} line 1: the header must be image,caption, not {','.join(header)[:60]!r}")
+        for row in reader:
+            if len(row) == 1:
+                raise UserError(f"{path} line {reader.line_num}: no comma between image and caption: {row[0][:60]!r}")
+            if row:
+                yield reader.line_num, row[0].strip(), ",".join(row[1:])  # a comma without quotes is still caption
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}; write a quote inside quotes twice") from None
+
+
+def token_rows(file, path):
+    """Yield (line number, image, caption) from `name#0<TAB>caption` lines."""
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        name, tab, caption = text.rstrip("\r\n").partition("\t")
+        if not tab or "#" not in name:
+            raise UserError(f"{path} line {line}: expected name#0<TAB>caption, not {text.strip()[:60]!r}")
+        yield line, name.rpartition("#")[0].strip(), caption
+
+
+def split_images(data_dir, images, split_seed=0):
+    """Divide image names into splits: a dict of lists with the keys train, dev, test (those that exist).
+
+    Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any; an image in none of them is in
+    no split. Without lists, a tenth of the images is dev, a tenth test and the rest train. The draw is *by image*:
+    were it by caption, a photo's other captions would leak into training. It orders images by a hash of their
+    name, so it does not depend on the order of the file, and adding photos moves few of the others.
+    """
+    lists = {split: Path(data_dir) / name for split, name in SPLIT_FILES.items()}
+    lists = {split: path for split, path in lists.items() if path.is_file()}
+    if lists:
+        lines = {split: path.read_text(encoding="utf-8-sig").splitlines() for split, path in lists.items()}
+        return {split: list(filter(None, map(str.strip, names))) for split, names in lines.items()}
+    order = sorted(set(images), key=lambda name: hashlib.sha256(f"{split_seed}/{name}".encode()).digest())
+    share = max(1, len(order) // 10)
+    return {"train": order[2 * share :], "dev": order[:share], "test": order[share : 2 * share]}
+
+
+def load_splits(data_dir, split_seed=0):
+    """Return the captions table of each split that exists: {"train": table, "dev": table, "test": table}.
+
+    A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
+    """
+    table = read_captions(data_dir)
+    names = {split: set(images) for split, images in split_images(data_dir, table["image"], split_seed).items()}
+    names["train"] = names.get("train", set()) - names.get("dev", set()) - names.get("test", set())
+    return {split: table[table["image"].isin(images)].reset_index(drop=True) for split, images in names.items()}
+
+
+def split_table(data_dir, split, split_seed=0):
+    """Return the captions table of one split; raises UserError where the dataset has no such split."""
+    splits = load_splits(data_dir, split_seed)
+    if splits.get(split) is None or splits[split].empty:
+        there = " or ".join(f"--split {name}" for name, table in splits.items() if not table.empty)
+        why = f"no name in {SPLIT_FILES[split]} has captions" if split in splits else f"no {SPLIT_FILES[split]}"
+        raise UserError(f"{data_dir} has no {split} photos ({why}): type {there or 'another --data-dir'}")
+    return splits[split]
+
+
+def image_path(data_dir, name):
+    """Return where the photo `name` of a dataset folder lies."""
+    return Path(data_dir) / "Images" / name
+
+
+def inspect_images(data_dir, images, progress=True):
+    """Look at every photo once, before training: what is missing, unreadable or there twice?
+
+    Decodes at an eighth of the size (a fraction of the cost, the same errors), on all cores: Pillow lets go of the
+    interpreter lock. Returns {"missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]]}, where
+    duplicates are equal byte for byte.
+    """
+
+    def look(name):
+        path = image_path(data_dir, name)
+        try:
+            content = path.read_bytes()
+            read_image(path, shrink_to=32)
+        except FileNotFoundError:
+            return name, "missing", None
+        except OSError as error:
+            return name, str(error), None
+        return name, None, hashlib.sha256(content).digest()
+
+    images = sorted(set(images))
+    report, same = {"missing": [], "unreadable": {}, "duplicates": []}, {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=not progress)
+        for name, fault, digest in looks:
+            if fault == "missing":
+                report["missing"].append(name)
+            elif fault:
+                report["unreadable"][name] = fault
+            else:
+                same.setdefault(digest, []).append(name)
+    report["duplicates"] = [names for names in same.values() if len(names) > 1]
+    return report
+
+
+# ---------------------------------------------------------------- pixels
+
+
+def read_image(path, shrink_to=None):
+    """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
+
+    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
+    Raises FileNotFoundError, or OSError with the reason for a file that is damaged, truncated or no picture: Pillow
+    notices a truncated JPEG, where OpenCV returns it half grey.
+    """
+    try:
+        with Image.open(path) as image:
+            if shrink_to:
+                image.draft("RGB", (shrink_to, shrink_to))
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # on damaged bytes the decoders raise nearly anything
+        raise OSError(f"{path}: {error}") from None
+
+
+def train_transform(size, crop_scale=1.0, flip=False):
+    """Return the albumentations pipeline for training: (H, W, 3) uint8 -> (size, size, 3) uint8, mildly cropped.
+
+    The whole photo is squeezed into the square, as in `eval_transform`: a centre crop would cut away things that the
+    captions speak of. Crops are mild (by default at least 75 % of the area) for the same reason.
+    """
+    steps = [A.Resize(size, size, area_for_downscale="image")]
+    if crop_scale < 1:
+        steps.append(A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1)))
+    if flip:
+        steps.append(A.HorizontalFlip(p=0.5))
+    return A.Compose(steps)
+
+
+def eval_transform(size):
+    """Return the albumentations pipeline for evaluation and search: (H, W, 3) uint8 -> (size, size, 3) uint8."""
+    return train_transform(size)
+
+
+# ---------------------------------------------------------------- text
+
+
+def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
+    """Train a lower-casing WordPiece vocabulary on captions, for a text tower that starts from scratch."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=max_tokens, pad_token="[PAD]", unk_token="[UNK]",
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+    )
+
+
+def tokenize(tokenizer, texts, max_tokens):
+    """Return the token ids of each text, start and end tokens included, cut at max_tokens: a list of lists."""
+    return tokenizer(list(texts), truncation=True, max_length=max_tokens, verbose=False)["input_ids"]
+
+
+def pad(token_ids, pad_id):
+    """Stack token ids, padded only to the longest of these texts: (B, T) int64 ids and (B, T) int64 mask."""
+    rows = [torch.tensor(ids) for ids in token_ids]
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    return pad_sequence(rows, batch_first=True, padding_value=pad_id), mask
+
+
+# ---------------------------------------------------------------- datasets and loaders
+
+
+class CaptionDataset(Dataset):
+    """Training pairs: one item a photo, with one of its captions drawn anew each epoch.
+
+    A photo is therefore never twice in a batch, where its other captions would be taken for negatives.
+    Caption and crop are drawn from (seed, epoch, index) alone: the same for any number of workers, and after a resume.
+    """
+
+    def __init__(self, table, data_dir, tokenizer, transform, max_tokens, seed=0):
+        captions = {}  # image name -> the token ids of each of its captions
+        for name, token_ids in zip(table["image"], tokenize(tokenizer, table["caption"], max_tokens), strict=True):
+            captions.setdefault(name, []).append(token_ids)
+        self.paths = [image_path(data_dir, name) for name in captions]
+        self.captions = list(captions.values())
+        self.pad_id = tokenizer.pad_token_id
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        token_ids = self.captions[index][random.integers(len(self.captions[index]))]
+        self.transform.set_random_seed(int(random.integers(2**32)))
+        pixels = self.transform(image=read_image(self.paths[index]))["image"]  # (S, S, 3) uint8
+        return torch.from_numpy(pixels), token_ids
+
+    def collate(self, items):
+        """Return pixels (B, 3, S, S) uint8, input ids (B, T) and attention mask (B, T)."""
+        pixels, token_ids = zip(*items, strict=True)
+        # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
+        return torch.stack(pixels).permute(0, 3, 1, 2), *pad(token_ids, self.pad_id)
+
+
+class ImageFiles(Dataset):
+    """Picture files for evaluation and search. A file that cannot be read yields the reason instead of pixels."""
+
+    def __init__(self, paths, size):
+        self.paths = list(paths)
+        self.size = size
+        self.transform = eval_transform(size)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        try:
+            # twice the size is enough to resize well, and a 12-megapixel photo decodes several times as fast
+            pixels = self.transform(image=read_image(self.paths[index], shrink_to=2 * self.size))["image"]
+        except OSError as error:
+            return index, None, str(error)
+        return index, torch.from_numpy(pixels), None
+
+    @staticmethod
+    def collate(items):
+        """Return pixels (B, 3, S, S) uint8 of the readable files, their indices, and {index: reason} of the others."""
+        good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
+        pixels = torch.stack([pixels for _, pixels in good]).permute(0, 3, 1, 2) if good else None
+        return pixels, [index for index, _ in good], {index: reason for index, _, reason in items if reason}
+
+
+def worker_count(workers):
+    """Return how many loader processes to start: at most one a core."""
+    return min(workers, os.cpu_count() or 1)
+
+
+def image_loader(paths, size, batch_size, workers=0):
+    """Return a loader over picture files in order, transformed as for evaluation."""
+    return DataLoader(
+        ImageFiles(paths, size), batch_size, num_workers=worker_count(workers),
+        collate_fn=ImageFiles.collate,
+    )
+
+
+def training_loader(dataset, batch_size, workers=0, pin_memory=False):
+    """Return a shuffling loader over a CaptionDataset; `start_epoch` must be called before each pass.
+
+    The last, smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
+    """
+    return DataLoader(
+        dataset, min(batch_size, len(dataset)), shuffle=True, drop_last=True, num_workers=worker_count(workers),
+        collate_fn=dataset.collate, pin_memory=pin_memory, generator=torch.Generator(),
+    )
+
+
+def start_epoch(loader, epoch):
+    """Fix everything random about an epoch: the order of photos, each one's caption and crop, and dropout.
+
+    Seeding at every epoch makes 1 + 2 epochs equal to 3, so a resumed run needs no saved generator states.
+    """
+    seed = loader.dataset.seed + 1_000_003 * epoch
+    loader.dataset.epoch = epoch
+    loader.generator.manual_seed(seed)
+    torch.manual_seed(seed)

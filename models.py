@@ -1,0 +1,367 @@
+"""CLIP: two towers, two projection heads and a contrastive loss.
+
+    pixels    (B, 3, S, S) ─ ImageEncoder ─> features (B, 2048) ─ ProjectionHead ─> embeddings (B, D), unit length
+    input_ids (B, T)       ─ TextEncoder ──> features (B,  768) ─ ProjectionHead ─> embeddings (B, D), unit length
+
+    >>> model = CLIP.from_pretrained("runs/sample/best")
+    >>> model.encode_image(pixels) @ model.encode_text(input_ids, attention_mask).T   # (B, B) cosine similarities
+
+Training pulls the B matching pairs of a batch together and pushes the B² - B others apart (Radford et al. 2021).
+Features leave a tower; embeddings are projected and of unit length. Losses are functions of tensors, below.
+"""
+
+import contextlib
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
+
+from config import Config, UserError
+from dataset import pad, tokenize, train_tokenizer
+
+MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def clip_loss(image_embeddings, text_embeddings, logit_scale):
+    """Return the symmetric contrastive loss of a batch of matching pairs, a scalar.
+
+    image_embeddings, text_embeddings: (B, D), unit length, row i of one matches row i of the other.
+    logit_scale: the multiplier itself, 1 / temperature. Source: Radford et al. 2021, figure 3.
+    """
+    logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B): row = image, column = text
+    labels = torch.arange(len(logits), device=logits.device)
+    # which text belongs to this image (rows), and which image to this text (columns); chance is ln B
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
+    """Return the contrastive loss against soft targets, a scalar; arguments as for `clip_loss`.
+
+    Two photos of dogs on a beach are not opposites, so a pair is also given some of the likeness of its neighbours:
+    the target row is the softmax of the mean of image-image and text-text similarity. Targets are detached, or the
+    model would lower its loss by moving them; they use the scale of the logits; and each direction's rows sum to 1
+    (the mean similarity is symmetric, so one matrix serves both).
+    """
+    logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B)
+    with torch.no_grad():
+        likeness = (image_embeddings @ image_embeddings.T + text_embeddings @ text_embeddings.T) / 2
+        targets = (logit_scale * likeness).softmax(dim=1)  # (B, B)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+
+
+def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
+    """Return the pairwise sigmoid loss, a scalar; arguments as for `clip_loss`, and a bias added to every logit.
+
+    Each of the B² pairs is a yes-or-no question of its own; there is no softmax over the batch.
+    Source: Zhai et al. 2023, algorithm 1.
+    """
+    logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias  # (B, B)
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # +1 for a matching pair, -1 for the others
+    return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+# ---------------------------------------------------------------- towers and heads
+
+
+class ImageEncoder(nn.Module):
+    """Any timm model without its classifier: (B, 3, S, S) pixels -> (B, F) features.
+
+    name: a timm name, or timm's own `local-dir:PATH` for a folder with config.json and weights.
+    Size and normalisation are those the weights were trained with: timm keeps them in `pretrained_cfg`.
+    """
+
+    def __init__(self, name, pretrained=True, image_size=None):
+        super().__init__()
+        with unreachable("image encoder", name, 'timm.list_models("*resnet*") lists the names'):
+            self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
+            self.model_args = timm_model_args(name)
+        trained_with = self.backbone.pretrained_cfg
+        self.image_size = image_size or trained_with["input_size"][-1]
+        if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
+            self.backbone.set_input_size(img_size=(self.image_size, self.image_size))
+        self.feature_dim = self.backbone.head_hidden_size
+        for key in ("mean", "std"):  # given for pixels from 0 to 1
+            self.register_buffer(key, 255 * torch.tensor(trained_with[key]).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels):
+        """(B, 3, S, S) -> (B, F). uint8 pixels (0 to 255) are normalised here; floats are taken as normalised."""
+        if pixels.dtype == torch.uint8:
+            pixels = (pixels - self.mean) / self.std
+        # channels_last: the memory order in which convolutions are fastest, on CPUs and tensor cores alike
+        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+
+    def save_config(self, directory):
+        """Write `config.json` in timm's own form, from which `local-dir:` rebuilds the architecture."""
+        trained_with = {key: value for key, value in self.backbone.pretrained_cfg.items()
+                        if key not in ("architecture", "url", "hf_hub_id", "file", "source")}
+        write_json(directory / "config.json", {
+            "architecture": self.backbone.pretrained_cfg["architecture"],
+            "num_features": self.backbone.num_features,
+            "model_args": self.model_args,
+            "pretrained_cfg": trained_with,
+        })
+
+
+class TextEncoder(nn.Module):
+    """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
+
+    name: a hub name or a folder for `AutoModel.from_pretrained`, or "scratch": a small DistilBERT with random weights
+    and a vocabulary trained on `captions`.
+    pooling: "cls" takes the first token's features, "mean" averages over the caption's tokens, padding left out.
+    """
+
+    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=3, width=192):
+        super().__init__()
+        if name == "scratch":
+            self.tokenizer = train_tokenizer(captions, max_tokens)
+            self.backbone = AutoModel.from_config(DistilBertConfig(
+                vocab_size=len(self.tokenizer), max_position_embeddings=max_tokens, n_layers=layers, dim=width,
+                n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id,
+            ))
+        else:
+            with unreachable("text encoder", name, "a folder with config.json, weights and tokenizer works too"):
+                self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                if pretrained:  # the dtype is named, because transformers 5 keeps a half-precision file half-precise
+                    self.backbone = AutoModel.from_pretrained(
+                        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+                else:
+                    self.backbone = AutoModel.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
+        self.pooling = pooling
+        self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self.feature_dim = self.backbone.config.hidden_size
+
+    def forward(self, input_ids, attention_mask):
+        """(B, T), (B, T) with 1 for tokens and 0 for padding -> (B, F)."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, F)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def save_config(self, directory):
+        """Write the architecture and the tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
+        self.backbone.config.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+class ProjectionHead(nn.Module):
+    """Features of a tower -> the shared space: (B, F) -> (B, D).
+
+    linear, then GELU, linear, dropout, added back to the first linear's output (residual), layer norm.
+    """
+
+    def __init__(self, feature_dim, embedding_dim=256, dropout=0.1):
+        super().__init__()
+        self.projection = nn.Linear(feature_dim, embedding_dim)
+        self.hidden = nn.Linear(embedding_dim, embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(embedding_dim)
+
+    def forward(self, features):
+        projected = self.projection(features)  # (B, F) -> (B, D)
+        return self.norm(projected + self.dropout(self.hidden(F.gelu(projected))))  # (B, D)
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+class CLIP(nn.Module):
+    """Two towers whose projections meet in one space, and the learned scale of their similarities."""
+
+    def __init__(self, config, image_encoder, text_encoder):
+        super().__init__()
+        self.config = replace(config, image_size=image_encoder.image_size)
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_head, self.text_head = (
+            ProjectionHead(tower.feature_dim, config.embedding_dim, config.head_dropout) if config.head == "mlp"
+            else nn.Linear(tower.feature_dim, config.embedding_dim)
+            for tower in (image_encoder, text_encoder)
+        )
+        # Learned as a logarithm, so that it stays positive and a step changes it by a factor.
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
+        if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
+            self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        self.frozen = [tower for name, tower in (("image", image_encoder), ("text", text_encoder))
+                       if config.freeze in (name, "both")]
+        for tower in self.frozen:
+            tower.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, config, captions=()):
+        """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
+        return cls(
+            config,
+            ImageEncoder(config.image_encoder, config.pretrained, config.image_size),
+            TextEncoder(config.text_encoder, config.pretrained, config.pooling, config.max_tokens, captions,
+                        config.scratch_layers, config.scratch_width),
+        )
+
+    @classmethod
+    def from_pretrained(cls, directory):
+        """Load a model directory, in eval mode on the CPU. Reads nothing outside it; raises UserError if damaged."""
+        directory = Path(directory)
+        config = Config.load(directory / "config.json")
+        model = cls(
+            config,
+            ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
+            TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens),
+        )
+        try:
+            model.load_state_dict(load_file(directory / "model.safetensors"))
+        except Exception as error:  # missing, truncated, or with other tensors than the config asks for
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{directory / 'model.safetensors'} does not fit its config: {reason}") from None
+        return model.eval()
+
+    def save_pretrained(self, directory):
+        """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
+        directory = Path(directory)
+        for tower in ("image_encoder", "text_encoder"):
+            (directory / tower).mkdir(parents=True, exist_ok=True)
+            getattr(self, tower).save_config(directory / tower)
+        self.config.save(directory / "config.json")
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    def train(self, mode=True):
+        """Set training mode, except for what must stay as it is.
+
+        A frozen tower in training mode would still drop units out and move its BatchNorm statistics.
+        """
+        super().train(mode)
+        for tower in self.frozen:
+            tower.eval()
+        if self.config.pretrained and self.config.fix_batch_norm:
+            for module in self.image_encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def encode_image(self, pixels):
+        """(B, 3, S, S) uint8 pixels, or floats already normalised -> (B, D) unit-length float32 embeddings."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_encoder not in self.frozen):
+            features = self.image_encoder(pixels)  # (B, F)
+        return F.normalize(self.image_head(features).float(), dim=-1)  # (B, D)
+
+    def encode_text(self, input_ids, attention_mask):
+        """(B, T) token ids and (B, T) mask -> (B, D) unit-length float32 embeddings."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.text_encoder not in self.frozen):
+            features = self.text_encoder(input_ids, attention_mask)  # (B, F)
+        return F.normalize(self.text_head(features).float(), dim=-1)  # (B, D)
+
+    def forward(self, pixels, input_ids, attention_mask):
+        """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs."""
+        return self.encode_image(pixels), self.encode_text(input_ids, attention_mask)
+
+    def loss(self, image_embeddings, text_embeddings):
+        """Return the configured loss of a batch of matching embeddings, a scalar."""
+        scale = self.logit_scale.exp()
+        if self.config.loss == "siglip":
+            return siglip_loss(image_embeddings, text_embeddings, scale, self.logit_bias)
+        return {"clip": clip_loss, "soft": soft_clip_loss}[self.config.loss](image_embeddings, text_embeddings, scale)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self):
+        """Keep the multiplier at or below 100; called after every optimiser step."""
+        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+
+# ---------------------------------------------------------------- embedding many
+
+
+@torch.inference_mode()
+def embed_images(model, loader):
+    """Embed the files of a `dataset.image_loader`.
+
+    Returns (N, D) float32 embeddings on the CPU of the files that could be read, their indices, and a dict of the
+    others, {index: reason}.
+    """
+    device = model.logit_scale.device
+    rows, indices, faults = [torch.empty(0, model.config.embedding_dim)], [], {}
+    for pixels, good, bad in loader:
+        if pixels is not None:
+            with autocast(device):
+                rows.append(model.encode_image(pixels.to(device)).cpu())
+        indices += good
+        faults |= bad
+    return torch.cat(rows), indices, faults
+
+
+@torch.inference_mode()
+def embed_texts(model, texts, batch_size=128):
+    """Embed texts: (N, D) float32 on the CPU. Texts of like length share a batch, so little of it is padding."""
+    device = model.logit_scale.device
+    tower = model.text_encoder
+    token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
+    order = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
+    embeddings = torch.empty(len(token_ids), model.config.embedding_dim)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        input_ids, mask = pad([token_ids[row] for row in rows], tower.tokenizer.pad_token_id)
+        with autocast(device):
+            embeddings[rows] = model.encode_text(input_ids.to(device), mask.to(device)).cpu()
+    return embeddings
+
+
+def timm_model_args(name):
+    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
+    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
+
+
+# ---------------------------------------------------------------- devices and files
+
+
+def resolve_device(name):
+    """Return the torch.device for auto, cpu or cuda; raises UserError where cuda is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; type --device cpu, or install a torch built for your GPU")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(device, precision="auto"):
+    """Return the dtype that matrix products run in: float32, bfloat16 or float16."""
+    if precision != "auto":
+        if precision == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":  # emulated bf16 on older cards is slower than their fp16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+
+
+def autocast(device, precision="auto"):
+    """Return the context in which a model runs its matrix products in the resolved dtype."""
+    dtype = resolve_dtype(device, precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextlib.contextmanager
+def unreachable(kind, name, hint):
+    """Turn whatever a hub or file library raises while loading a tower into one line that names it."""
+    try:
+        yield
+    except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the {kind} {name!r} cannot be loaded ({type(error).__name__}: {reason}); {hint}") from None
+
+
+def write_json(path, value):
+    """Write a JSON file, indented for people."""
+    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

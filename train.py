@@ -1,0 +1,300 @@
+"""Train CLIP on pictures and captions.
+
+    python train.py                   # flickr8k when data/flickr8k is there, else the small drawn sample
+    python train.py sample            # towers from scratch, no download, no GPU: minutes on two cores
+    python train.py flickr8k          # pretrained ResNet50 + DistilBERT; CUDA and AMP when there is a GPU
+    python train.py --resume          # go on with the newest run
+
+A run writes runs/NAME/: best/ (the model directory with the highest mean recall on dev), last/ (the newest one, with
+the state of the optimiser), metrics.jsonl (a line an epoch) and curves.png.
+"""
+
+from config import PRESETS, Config, UserError, differing_settings, one_line_errors, parse_train
+
+if __name__ == "__main__":
+    CONFIG, WHY = parse_train()  # before torch is imported, so that --help and a mistyped flag answer at once
+
+import contextlib
+import json
+import math
+import shutil
+import sys
+import time
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from data.sample_scenes import write_sample
+from dataset import CaptionDataset, inspect_images, load_splits, start_epoch, train_transform, training_loader
+from evaluate import evaluate_split, mean_recall, recall_table
+from models import CLIP, autocast, resolve_device, resolve_dtype, write_json
+
+# ---------------------------------------------------------------- data
+
+
+def load_data(config):
+    """Return the tables {"train", "dev", …} of the captions whose photo is sound, and lines that report the others."""
+    if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
+        write_sample(config.data_dir)
+    splits = load_splits(config.data_dir, config.split_seed)
+    faults = inspect_images(config.data_dir, [name for table in splits.values() for name in table["image"]])
+    bad = {*faults["missing"], *faults["unreadable"]}
+    splits = {split: table[~table["image"].isin(bad)].reset_index(drop=True) for split, table in splits.items()}
+    counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
+    lines = [f"{config.data_dir}: {sum(map(len, splits.values())):,} captions of photos: {counts}"]
+    lines += [f"  missing, left out: {name}" for name in faults["missing"]]
+    lines += [f"  unreadable, left out: {reason}" for reason in faults["unreadable"].values()]
+    lines += [f"  the same photo byte for byte: {', '.join(names)}" for names in faults["duplicates"]]
+    for split in ("train", "dev"):
+        if splits.get(split) is None or splits[split].empty:
+            raise UserError(f"{config.data_dir} has no {split} photos; " + "; ".join(lines))
+    return splits, lines
+
+
+# ---------------------------------------------------------------- optimisation
+
+
+def parameter_groups(model, config):
+    """Return AdamW's parameter groups: a peak learning rate for each part, decay on matrices and kernels only."""
+    parts = {"heads": (config.lr_heads, []), "image": (config.lr_image, []), "text": (config.lr_text, [])}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = {"image_encoder": "image", "text_encoder": "text"}.get(name.split(".")[0], "heads")
+            parts[part][1].append(parameter)
+    groups = []
+    for part, (peak_lr, parameters) in parts.items():
+        # Norms, biases and the logit scale have one dimension or none. Decay would pull them to 0, which means nothing.
+        decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
+        others = [parameter for parameter in parameters if parameter.ndim < 2]
+        for members, decay in ((decayed, config.weight_decay), (others, 0.0)):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "peak_lr": peak_lr, "part": part})
+    return groups
+
+
+def lr_share(step, steps, warmup):
+    """Return the share of the peak learning rate at a step: linear rise over the warm-up, then a half cosine to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint):
+    """Show every photo once. Returns {"train_loss", "first_loss", "lr", "samples_per_second"} of the epoch."""
+    device = model.logit_scale.device
+    start_epoch(loader, epoch)
+    model.train()
+    losses, start = [], time.perf_counter()
+    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step")
+    for index, batch in enumerate(bar):
+        step = (epoch - 1) * len(loader) + index
+        share = lr_share(step, config.epochs * len(loader), config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak_lr"]
+
+        pixels, input_ids, attention_mask = (tensor.to(device, non_blocking=True) for tensor in batch)
+        with autocast(device, config.precision):
+            image_embeddings, text_embeddings = model(pixels, input_ids, attention_mask)  # (B, D), (B, D)
+        loss = model.loss(image_embeddings, text_embeddings)  # in float32: softmax over similarities needs the digits
+
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        losses.append(loss.item())
+        # fp16 overflows now and then: the scaler skips that step and lowers its scale. Anything else is a real fault.
+        if not math.isfinite(losses[-1]) or not (scaler.is_enabled() or math.isfinite(norm)):
+            rates = ", ".join(f"{group['part']} {group['lr']:.2g}" for group in optimizer.param_groups)
+            raise UserError(
+                f"stopped at step {step + 1} (epoch {epoch}): loss {losses[-1]}, gradient norm {norm:.3g}, learning rates "
+                f"{rates}. Last good checkpoint: {last_checkpoint}. Try lower learning rates or --precision fp32")
+        scaler.step(optimizer)
+        scaler.update()
+        model.clamp_logit_scale()
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    seen = len(losses) * loader.batch_size
+    return {
+        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr": share * config.lr_heads,
+        "samples_per_second": round(seen / (time.perf_counter() - start), 1),
+    }
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+@contextlib.contextmanager
+def replacing(directory):
+    """Yield a new folder that takes the place of `directory` once everything in it has been written.
+
+    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: see `recover`.
+    """
+    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(directory):
+    """Put back the previous version of a directory if a kill came between the two renames of `replacing`."""
+    old = directory.with_name(f".{directory.name}.old")
+    if old.exists() and not directory.exists():
+        old.rename(directory)
+
+
+def save_last(run_dir, model, optimizer, scaler, progress):
+    """Write last/: a model directory and the state of the trainer, as safetensors and JSON; nothing is pickled."""
+    with replacing(run_dir / "last") as folder:
+        model.save_pretrained(folder)
+        slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
+                 for key, value in slot.items()}
+        save_file(slots, folder / "optimizer.safetensors")
+        write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
+
+
+def load_last(run_dir, optimizer, scaler):
+    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best"}."""
+    state = {}
+    for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
+    scaler.load_state_dict(progress.pop("scaler"))
+    return progress
+
+
+def check_run_dir(config):
+    """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
+    recover(config.run_dir / "last")
+    if not config.resume:
+        if (config.run_dir / "last").exists():
+            raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
+        return
+    saved = Config.load(config.run_dir / "last" / "config.json")
+    harmless = {"resume", "run_dir", "device", "workers", "data_dir", "epochs"}
+    if changed := set(differing_settings(config, saved)) - harmless:
+        changes = ", ".join(f"{name} {getattr(saved, name)} -> {getattr(config, name)}" for name in sorted(changed))
+        raise UserError(f"{config.run_dir} cannot go on with other settings ({changes}): leave these flags out")
+
+
+# ---------------------------------------------------------------- what a run shows
+
+
+def read_history(path, epochs):
+    """Return the lines of metrics.jsonl up to an epoch, and drop later ones, which a killed run left behind."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if epochs else []
+    rows = [row for row in rows if row["epoch"] <= epochs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows
+
+
+def draw_curves(history, path):
+    """Draw training loss, recall on dev and the logit scale over the epochs."""
+    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    loss, recall, scale = figure.subplots(1, 3)
+    loss.plot(epochs, [row["train_loss"] for row in history], marker=".")
+    loss.set(title="training loss", xlabel="epoch")
+    for direction, style in (("text_to_image", "-"), ("image_to_text", "--")):
+        for key, colour in (("R@1", "C0"), ("R@5", "C1"), ("R@10", "C2")):
+            values = [row[direction][key] for row in history]
+            recall.plot(epochs, values, style, color=colour, label=f"{direction.replace('_', ' ')} {key}")
+    recall.set(title="recall on dev, percent", xlabel="epoch", ylim=(0, 100))
+    recall.legend(fontsize=6)
+    scale.plot(epochs, [row["logit_scale"] for row in history], marker=".")
+    scale.set(title="logit scale (1 / temperature)", xlabel="epoch")
+    figure.savefig(path, dpi=110)
+
+
+def epoch_line(row, epochs):
+    """Return one line for people about an epoch."""
+    recalls = "  ".join(
+        f"{arrow} " + "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
+        for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")))
+    return f"epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  R@1/5/10 {recalls}  {row['seconds']:.1f} s"
+
+
+# ---------------------------------------------------------------- the run
+
+
+def main(config, why):
+    print(why)
+    check_run_dir(config)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(device, config.precision)
+    splits, report = load_data(config)
+    print("\n".join(report))
+
+    torch.manual_seed(config.seed)
+    if config.resume:
+        model = CLIP.from_pretrained(config.run_dir / "last")
+        model.config = config
+    else:
+        model = CLIP.from_config(config, splits["train"]["caption"])
+    model.to(device)
+    size, tower = model.config.image_size, model.text_encoder
+    transform = train_transform(size, config.crop_scale, config.flip)
+    pairs = CaptionDataset(
+        splits["train"], config.data_dir, tower.tokenizer, transform, tower.max_tokens, config.seed)
+    loader = training_loader(pairs, config.batch_size, config.workers, pin_memory=device.type == "cuda")
+    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    progress = load_last(config.run_dir, optimizer, scaler) if config.resume else {"epoch": 0, "best": -1.0}
+
+    weights = "pretrained" if config.pretrained else "random weights"
+    print(f"towers: {config.image_encoder} at {size} px, {config.text_encoder} ({weights}; frozen: {config.freeze})")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"training {trained:,} of {total:,} parameters on {device} in {str(dtype).removeprefix('torch.')}: "
+          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs; run folder {config.run_dir}")
+    if loader.batch_size < config.batch_size:
+        print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
+
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    metrics_file = config.run_dir / "metrics.jsonl"
+    history = read_history(metrics_file, progress["epoch"])
+    for epoch in range(progress["epoch"] + 1, config.epochs + 1):
+        start = time.perf_counter()
+        last_checkpoint = config.run_dir / "last" if epoch > 1 else "none yet"
+        row = train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint)
+        model.eval()
+        recall, _ = evaluate_split(model, splits["dev"], config.data_dir, config.batch_size, config.workers)
+        row = {"epoch": epoch, **row, "logit_scale": model.logit_scale.exp().item(), **recall,
+               "mean_recall": mean_recall(recall), "seconds": round(time.perf_counter() - start, 2)}
+        history.append(row)
+        if row["mean_recall"] > progress["best"]:
+            progress["best"] = row["mean_recall"]
+            with replacing(config.run_dir / "best") as folder:
+                model.save_pretrained(folder)
+        progress["epoch"] = epoch
+        # The line first: a kill between the two repeats an epoch; the other way round it would lose a line.
+        with metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        save_last(config.run_dir, model, optimizer, scaler, progress)
+        draw_curves(history, config.run_dir / "curves.png")
+        print(epoch_line(row, config.epochs), flush=True)
+
+    best = CLIP.from_pretrained(config.run_dir / "best").to(device)
+    split = "test" if "test" in splits and len(splits["test"]) else "dev"
+    recall, _ = evaluate_split(best, splits[split], config.data_dir, config.batch_size, config.workers)
+    print(f"{config.run_dir / 'best'} on the {recall['images']:,} photos of the {split} split, recall in percent")
+    print(recall_table(recall))
+    print('next: python inference.py --query "people sitting near the beach"')
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        try:
+            main(CONFIG, WHY)
+        except KeyboardInterrupt:
+            print(f"\nstopped; finished epochs are saved: python train.py --resume --run-dir {CONFIG.run_dir}")
+            sys.exit(130)
