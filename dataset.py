@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -35,7 +35,6 @@ from config import UserError
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 SPLIT_FILES = {split: f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")}
 
 
@@ -197,6 +196,8 @@ def read_image(path, shrink_to=None):
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise
+    except UnidentifiedImageError:
+        raise OSError(f"{path}: not a picture") from None
     except Exception as error:  # on damaged bytes the decoders raise nearly anything
         raise OSError(f"{path}: {error}") from None
 

@@ -28,15 +28,15 @@ PLACES = {
     "forest": ["inside the forest", "inside a green forest", "in the woods", "among the trees of the forest"],
     "street": ["on a city street", "in the city", "in front of houses in town", "on a road beside houses"],
     "snow": ["in the snow", "on a snowy hill", "in a winter landscape", "on a cold winter day in the snow"],
-    "field": ["on a soccer field", "on the football pitch", "near the goal of a green pitch", "on a sports field"],
+    "field": ["on a soccer field", "on the football pitch", "near a goal on the pitch", "on a sports field"],
     "desert": ["in the desert", "among desert dunes", "near cactuses", "in the dry sandy desert"],
     "night": ["at night", "under the moon", "near a tent at night", "in the dark under the stars"],
     "meadow": ["in a flower meadow", "in the park", "on green grass among flowers", "in a field of flowers"],
-    "mountains": ["in the mountains", "near rocky mountains", "on a mountain trail", "in front of snowy peaks"],
+    "mountains": ["in the mountains", "near rocky mountains", "on a mountain trail", "near snowy peaks"],
 }
 WATER = {  # a dog that runs at the beach or at the lake runs in the water
-    "beach": ["through the water at the beach", "through water near the beach", "through the waves of the sea"],
-    "lake": ["through the water of a lake", "through water at the edge of a lake", "through a shallow blue lake"],
+    "beach": ["through the water at the beach", "through water near the beach", "through the sea waves"],
+    "lake": ["through the water of a lake", "through water at a lake shore", "through a shallow blue lake"],
 }
 NAMES = {  # {} is the place of an animal's colour; people wear theirs
     "man": ["a man", "a guy", "a grown man", "one man", "a male person"],
@@ -48,7 +48,7 @@ NAMES = {  # {} is the place of an animal's colour; people wear theirs
     "family": ["a family of three people", "a family", "two people with their child", "people of one family",
                "parents and their little girl"],
     "friends": ["three adult people", "three friends", "a group of people", "three people", "three adults"],
-    "kids": ["three children", "a group of children", "three young people", "three kids", "three little people"],
+    "kids": ["three children", "three kids", "three young people", "three little people"],
     "cyclist": ["a cyclist", "a person", "a bike rider", "a biker", "a bicyclist"],
     "dog": ["a {} dog", "a {} puppy", "a dog with {} fur", "one {} dog", "a furry {} dog"],
     "horse": ["a {} horse", "a {} pony", "a horse with {} fur", "one {} horse", "a big {} horse"],
@@ -70,8 +70,8 @@ VERBS = {
 }
 PARTICIPLES = {"sit": "sitting", "run": "running", "lie": "lying"}  # the others drop an e and take -ing
 CLOTHES = {"red": "#e5383b", "orange": "#f77f00", "yellow": "#ffd60a", "green": "#2fb344", "blue": "#2563eb",
-           "pink": "#ff6fb5", "white": "#fdfdfb", "black": "#26262e"}
-FUR = {"brown": "#8a5230", "black": "#2c2b33", "white": "#faf7f0", "golden": "#e9ad4a", "gray": "#9097a3"}
+           "pink": "#ff6fb5", "white": "#fdfdfb", "black": "#302f3a"}
+FUR = {"brown": "#8a5230", "black": "#3d3b47", "white": "#faf7f0", "golden": "#e9ad4a", "gray": "#9097a3"}
 ANIMALS = ("dog", "horse")
 PEOPLE_DO = ["sitting", "walking", "running", "jumping", "soccer", "waving"]
 OTHERS_DO = {"dog": ["sitting", "walking", "running", "jumping", "sleeping"],
@@ -108,24 +108,24 @@ def all_scenes() -> list[Scene]:
 
 
 def captions_of(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five captions in five word orders; four of them tell all four attributes, one keeps the colour quiet."""
+    """Five captions in five word orders; four tell all four attributes, one leaves the colour out."""
 
     def five(options):
         return [options[i] for i in np.resize(rng.permutation(len(options)), 5)]
 
-    wheres = five((WATER if scene.wet else PLACES)[scene.place])
-    shirt = "shirts" if scene.subject in FIGURES else "shirt"
-    article = "" if scene.subject in FIGURES else "an " if scene.colour == "orange" else "a "
-    wears = five([f"in {article}{scene.colour} {shirt}", f"wearing {scene.colour}", f"dressed in {scene.colour}",
-                  f"in {scene.colour} clothes", f"with {article}{scene.colour} {shirt}"])
-    sentences = ["{who} {be} {doing} {where} .", "{where} , {who} {does} .", "there {be} {who} {doing} {where} .",
-                 "{who} {doing} {where} .", "{who} {does} {where} ."]
+    colour, many = scene.colour, scene.subject in FIGURES
+    article = "an" if colour == "orange" else "a"
+    shirt = f"{colour} shirts" if many else f"{article} {colour} shirt"
+    wears = [f"in {shirt}", f"wearing {colour}", f"dressed in {colour}", f"in {colour} clothes"]
+    sentences = ["{who} {be} {doing} {where} .", "{where} , {who} {does} .", "{who} {doing} {where} .",
+                 "there {be} {who} {doing} {where} .", "{who} {does} {where} ."]
+    wheres = (WATER if scene.wet else PLACES)[scene.place]
+    choices = (NAMES[scene.subject], wheres, wears, VERBS[scene.action], sentences)
     captions = []
-    for who, where, wear, verb, sentence in zip(five(NAMES[scene.subject]), wheres, wears,
-                                                five(VERBS[scene.action]), five(sentences), strict=True):
+    for who, where, wear, verb, sentence in zip(*map(five, choices), strict=True):
         many = who.split()[0] in ("two", "three", "people", "parents") or " and " in who
         if captions:  # every caption but the first tells the colour
-            who = who.format(scene.colour) if scene.subject in ANIMALS else f"{who} {wear}"
+            who = who.format(colour) if scene.subject in ANIMALS else f"{who} {wear}"
         who = who.replace(" {}", "").replace(" with fur", "")
         verb, *rest = verb.split(maxsplit=1)
         doing = " ".join([PARTICIPLES.get(verb, verb.removesuffix("e") + "ing"), *rest])
@@ -145,7 +145,8 @@ def rgb(colour):
 
 def mix(colour, other, share):
     """The colour with a share (0..1) of the other stirred in."""
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(rgb(colour), rgb(other), strict=True))
+    mixed = np.array(rgb(colour)) * (1 - share) + np.array(rgb(other)) * share
+    return "#" + bytes(mixed.round().astype(np.uint8)).hex()
 
 
 def oval(x, y, wide, high=None, start=0, stop=360):
@@ -173,7 +174,7 @@ class Canvas:
         self.pixels = np.zeros((2 * size, 2 * size, 3), np.uint8)
 
     def line(self, points, width, colour, filled=False, opacity=1.0):
-        """A line with round ends through points (n, 2); one point makes a dot, filled paints the inside too."""
+        """A line with round ends through points (n, 2); a single point is a dot; filled paints the inside."""
         layer = self.pixels if opacity == 1 else self.pixels.copy()
         points = np.round(np.atleast_2d(points) * 2 * self.size * 16).astype(np.int32)  # in 1/16 of a pixel
         points = points.repeat(2, 0) if len(points) == 1 else points
@@ -207,14 +208,14 @@ class Canvas:
             self.line((x, top + (bottom - top) * y), radius * (1.2 + 1.6 * share), colour)
 
     def figure(self, parts, x, y, size, facing, edge="#2b2440"):
-        """Parts (points, width, colour, filled) in a figure's own units: x forwards, y up, feet at (0, 0).
+        """Parts (points, width, colour, and True if filled) in own units: x forwards, y up, feet at (0, 0).
 
         They are drawn twice, first wider and in the colour of the edge: what shows of that is an outline.
         """
         for outline in (0.014, 0):
-            for points, width, colour, filled in parts:
+            for points, width, colour, *filled in parts:
                 placed = np.atleast_2d(points) * [facing * size, -size] + [x, y]
-                self.line(placed, width * size + outline, edge if outline else colour, filled)
+                self.line(placed, width * size + outline, edge if outline else colour, bool(filled))
 
 
 # ---- Figures: people, animals and things as lists of parts ---------------------------------------------
@@ -248,8 +249,8 @@ GAITS = {
 
 def limb(start, angles, length):
     """Joints (3, 2) of an arm or leg from start on: shoulder, elbow, hand."""
-    angles = np.radians(angles)
-    return start + np.concatenate([[(0, 0)], np.cumsum(np.stack([np.sin(angles), -np.cos(angles)], 1) * length, 0)])
+    upper, lower = (length * np.array((np.sin(angle), -np.cos(angle))) for angle in np.radians(angles))
+    return np.array(start) + [(0, 0), upper, upper + lower]
 
 
 def person(kind, pose, clothes, rng):
@@ -266,26 +267,27 @@ def person(kind, pose, clothes, rng):
 
     def arm_parts(angles):
         joints = limb(shoulder, angles, arm)
-        return [(joints, 0.065, skin, False), (joints[:2], 0.085, sleeve, False)]
+        return [(joints, 0.065, skin), (joints[:2], 0.085, sleeve)]
 
     parts = arm_parts(far_arm)
     if dress:  # long hair falls behind the back
         ends = face + np.array([(-0.3, 0.3), (-0.9, -0.5), (-1, -1.1 if child else -2.1)]) * head
-        parts.append((ends, 0.9 * head, hair, False))
+        parts.append((ends, 0.9 * head, hair))
     cloth = skin if dress or kind == "boy" else legs
     for joints, tone in ((far_leg, mix(cloth, INK, 0.2)), (near_leg, cloth)):
-        parts += [(joints, 0.085, tone, False), ([joints[2], joints[2] + (0.05, 0)], 0.07, "#4a2f3a", False)]
+        parts += [(joints, 0.085, tone), ([joints[2], joints[2] + (0.05, 0)], 0.07, "#4a2f3a")]
         if kind == "boy":
-            parts.append(([joints[0], joints[0] * 0.3 + joints[1] * 0.7], 0.115, legs, False))
+            parts.append(([joints[0], joints[0] * 0.3 + joints[1] * 0.7], 0.115, legs))
     if dress:  # the skirt hangs between the knees
         left, right = sorted([far_leg[1] * 0.9, near_leg[1] * 0.9], key=lambda knee: knee[0])
-        parts.append(([(-0.04, 0), left - (0.05, 0.02), right + (0.05, -0.02), (0.04, 0)], 0.075, clothes, True))
-    parts += [([up * 0.02, up * (trunk - 0.06)], 0.17, clothes, False), (face, 2 * head, skin, False),
-              (oval(*face + np.array((-0.08, 0.12)) * head, 0.97 * head, 0.95 * head, 10, 215), 0.02, hair, True),
-              (face + np.array((-0.02, -0.38)) * head, 0.04, mix(skin, "#ff5d6c", 0.4), False),
-              (oval(*face + np.array((0.42, -0.4)) * head, 0.24 * head, 0.2 * head, 190, 350), 0.014, "#a63a3a", False),
-              (face + np.array((0.2, -0.08)) * head, 0.026, INK, False),
-              (face + np.array((0.68, -0.08)) * head, 0.026, INK, False), *arm_parts(near_arm)]
+        skirt = [(-0.04, 0), left - (0.05, 0.02), right + (0.05, -0.02), (0.04, 0)]
+        parts.append((skirt, 0.075, clothes, True))
+    parts += [([up * 0.02, up * (trunk - 0.06)], 0.17, clothes), (face, 2 * head, skin),
+              (face + oval(-0.08, 0.12, 0.97, 0.95, 10, 215) * head, 0.02, hair, True),
+              (face + np.array((-0.02, -0.38)) * head, 0.04, mix(skin, "#ff5d6c", 0.4)),  # cheek, mouth, eyes
+              (face + oval(0.42, -0.4, 0.24, 0.2, 190, 350) * head, 0.014, "#a63a3a"),
+              (face + np.array((0.2, -0.08)) * head, 0.026, INK),
+              (face + np.array((0.68, -0.08)) * head, 0.026, INK), *arm_parts(near_arm)]
     return [(np.atleast_2d(points) + (0, hip_height), *look) for points, *look in parts]
 
 
@@ -298,56 +300,57 @@ def animal(kind, action, fur):
     chest = hip + np.array((np.cos(np.radians(lean)), np.sin(np.radians(lean)))) * 0.44
     neck = chest + (0.06, 0.06)
     if dog:
-        parts = [(curve(hip, hip + (-0.2, -0.02), hip + (-0.3, -0.08 if action == "sleeping" else 0.22)), 0.07, fur, False)]
+        tail = curve(hip, hip + (-0.2, -0.02), hip + (-0.3, -0.08 if action == "sleeping" else 0.22))
     else:
-        parts = [(curve(hip + (-0.08, 0.08), hip + (-0.28, 0.08 + lift / 2), hip + (-0.28, lift - 0.24)), 0.08, dark, False)]
+        tail = curve(hip + (-0.08, 0.08), hip + (-0.28, 0.08 + lift / 2), hip + (-0.28, lift - 0.24))
+    parts = [(tail, 0.075, fur if dog else dark)]
     for number, angles in enumerate(legs):
         joints = limb((hip if number < 2 else chest) - (0, 0.04), angles, leg)
         if not lift:  # paws stand on the ground
             joints[1:, 1] = max(joints[1, 1], 0.05), 0.03
-        parts.append((joints, thin, fur if number % 2 else mix(fur, INK, 0.22), False))
-    parts.append(([hip, chest], 0.25, fur, False))
+        parts.append((joints, thin, fur if number % 2 else mix(fur, INK, 0.22)))
+    parts.append(([hip, chest], 0.25, fur))
     if dog:
-        head = neck + ((0.16, -0.02) if action == "sleeping" else (0.14, 0.21))
-        parts += [([neck, head], 0.17, fur, False), (head, 0.3, fur, False),
-                  ([head + (0.06, -0.05), head + (0.2, -0.06)], 0.13, pale, False),
-                  (head + (0.25, -0.02), 0.065, INK, False),
-                  (curve(head + (-0.06, 0.1), head + (-0.2, 0.04), head + (-0.13, -0.1)), 0.1, dark, False)]
+        head = neck + ((0.16, -0.02) if action == "sleeping" else (0.15, 0.17))
+        parts += [([neck, head], 0.17, fur), (head, 0.3, fur),
+                  ([head + (0.06, -0.05), head + (0.2, -0.06)], 0.13, pale),
+                  (head + (0.25, -0.02), 0.065, INK),
+                  (curve(head + (-0.06, 0.1), head + (-0.2, 0.04), head + (-0.13, -0.1)), 0.1, dark)]
         if action == "sleeping":
-            return [*parts, (curve(head + (0.03, 0.04), head + (0.07, 0), head + (0.11, 0.04)), 0.02, INK, False)]
-        return [*parts, (head + (0.08, 0.04), 0.06, "#ffffff", False), (head + (0.09, 0.04), 0.042, INK, False)]
+            return [*parts, (curve(head + (0.03, 0.04), head + (0.07, 0), head + (0.11, 0.04)), 0.02, INK)]
+        return [*parts, (head + (0.08, 0.04), 0.06, "#ffffff"), (head + (0.09, 0.04), 0.042, INK)]
     head = neck + ((0.22, -0.34) if action == "grazing" else (0.2, 0.3))
     muzzle, back = head + ((0.13, -0.1) if action == "grazing" else (0.2, -0.12)), np.array((-0.07, 0.05))
-    return [*parts, ([neck, head], 0.16, fur, False), ([head, muzzle], 0.12, fur, False), (muzzle, 0.125, pale, False),
+    return [*parts, ([neck, head], 0.16, fur), ([head, muzzle], 0.12, fur), (muzzle, 0.125, pale),
             ([head + (-0.03, 0.04), head + (-0.05, 0.13), head + (0.03, 0.07)], 0.02, fur, True),
-            (curve(neck + back * 1.6, (neck + head) / 2 + back * 1.8, head + back), 0.08, dark, False),
-            (head + (0.05, 0.0), 0.035, INK, False)]
+            (curve(neck + back * 1.6, (neck + head) / 2 + back * 1.8, head + back), 0.08, dark),
+            (head + (0.05, 0.0), 0.035, INK)]
 
 
 def bicycle():
     """Parts of a bike; its saddle is half a unit high."""
-    back, front, pedal, saddle, bar = np.array([(-0.27, 0.17), (0.31, 0.17), (0, 0.18), (-0.08, 0.5), (0.24, 0.56)])
-    return [*((oval(*wheel, 0.165), 0.032, "#33303d", False) for wheel in (back, front)),
-            ([back, pedal, bar, saddle, back], 0.03, "#1fa6a0", False), ([saddle, pedal], 0.03, "#1fa6a0", False),
-            ([bar + 0.04, bar, front], 0.03, "#1fa6a0", False), ([saddle - (0.05, 0), saddle + (0.05, 0)], 0.05, INK, False)]
+    back, front, pedal = np.array([(-0.27, 0.17), (0.31, 0.17), (0, 0.18)])
+    saddle, bar, steel = np.array((-0.08, 0.5)), np.array((0.24, 0.56)), "#1fa6a0"
+    return [(oval(*back, 0.165), 0.032, INK), (oval(*front, 0.165), 0.032, INK),
+            ([back, pedal, bar, saddle, back], 0.03, steel), ([saddle, pedal], 0.03, steel),
+            ([bar + 0.04, bar, front], 0.03, steel), ([saddle - (0.05, 0), saddle + (0.05, 0)], 0.05, INK)]
 
 
 def ball(radius):
     """Parts of a soccer ball."""
-    spots = [(0, radius)] + [(0.8 * radius * np.cos(a), radius + 0.8 * radius * np.sin(a)) for a in np.arange(0.3, 6, 1.257)]
-    return [((0, radius), 2 * radius, "#ffffff", False),
-            *((spot, (0.42 if number else 0.6) * radius, "#26262e", False) for number, spot in enumerate(spots))]
+    rim = [(spot, 0.42 * radius, INK) for spot in oval(0, radius, 0.8 * radius, start=18, stop=378)[:-1:6]]
+    return [((0, radius), 2 * radius, "#ffffff"), ((0, radius), 0.6 * radius, INK), *rim]
 
 
-# ---- Scenery -------------------------------------------------------------------------------------------
+# ---- Scenery: far things first; only beach and lake care where the shore is ------------------------------
 
 
-def sky(canvas, rng, *shades, sun=0.06, clouds=3):
+def sky(canvas, rng, *shades, clouds=3):
     """The sky in one of these pairs of colours (above, below), with a sun and clouds."""
     canvas.gradient(0, 0.75, *shades[rng.integers(len(shades))])
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.24)
     for grow, opacity in ((2.2, 0.15), (1.6, 0.25), (1, 1.0)):
-        canvas.line((x, y), 2 * sun * grow, "#fff1b8", opacity=opacity)
+        canvas.line((x, y), 0.14 * grow, "#fff1b8", opacity=opacity)
     for x in spread(rng, clouds):
         y, size = rng.uniform(0.06, 0.24), rng.uniform(0.06, 0.11)
         canvas.line([(x - 0.6 * size, y), (x + 0.7 * size, y)], 0.7 * size, "#ffffff")
@@ -361,7 +364,8 @@ def pine(canvas, x, y, height, colour, snowy=False):
         top = foot - 0.42 * height
         canvas.area([(x - wide, foot), (x, top), (x + wide, foot)], mix(colour, "#ffffff", 0.07 * step))
         if snowy:
-            canvas.area([(x - 0.5 * wide, (foot + top) / 2), (x, top), (x + 0.5 * wide, (foot + top) / 2)], "#ffffff")
+            half = (foot + top) / 2
+            canvas.area([(x - 0.5 * wide, half), (x, top), (x + 0.5 * wide, half)], "#ffffff")
 
 
 def tree(canvas, x, y, height, colour="#4fa35e"):
@@ -374,10 +378,10 @@ def tree(canvas, x, y, height, colour="#4fa35e"):
 def palm(canvas, x, y, height, bend):
     trunk = curve((x, y), (x, y - 0.6 * height), (x + bend, y - height))
     canvas.line(trunk, 0.03, "#9c6b3f")
-    for right, down in ((-0.2, 0.06), (0.2, 0.06), (-0.17, -0.06), (0.17, -0.06), (-0.07, -0.12), (0.07, -0.12)):
-        tip, middle = trunk[-1] + (right, down), trunk[-1] + (0.5 * right, down)
+    for dx, dy in ((-0.2, 0.06), (0.2, 0.06), (-0.17, -0.06), (0.17, -0.06), (-0.07, -0.12), (0.07, -0.12)):
+        tip, middle = trunk[-1] + (dx, dy), trunk[-1] + (0.5 * dx, dy)
         leaf = [*curve(trunk[-1], middle - (0, 0.09), tip), *curve(tip, middle - (0, 0.03), trunk[-1])]
-        canvas.area(leaf, "#24804a" if down > 0 else "#2f9e5b")
+        canvas.area(leaf, "#24804a" if dy > 0 else "#2f9e5b")
     canvas.line(trunk[-1] + (0, 0.015), 0.03, "#6b4026")
 
 
@@ -388,7 +392,7 @@ def ripples(canvas, rng, top, bottom, colour):
 
 
 def beach(canvas, rng, shore):
-    sky(canvas, rng, ("#58b9ee", "#e2f5fb"), ("#f78f6b", "#ffe3a8"), ("#7cc6f0", "#ffe6d0"), sun=0.07)
+    sky(canvas, rng, ("#58b9ee", "#e2f5fb"), ("#f78f6b", "#ffe3a8"), ("#7cc6f0", "#ffe6d0"))
     canvas.gradient(0.45, min(shore + 0.03, 1), "#1679b8", "#3ec6d3")
     ripples(canvas, rng, 0.48, shore - 0.04, "#8fe3ec")
     x = rng.uniform(0.1, 0.9)  # a sailing boat
@@ -402,7 +406,8 @@ def beach(canvas, rng, shore):
         x = 0.5 - 0.38 * side
         canvas.line([(x, 0.84), (x, 0.6)], 0.014, "#8c6a4f")
         for start in range(180, 360, 36):
-            canvas.area([(x, 0.6), *oval(x, 0.64, 0.12, 0.11, start, start + 36)], ("#ff8fa3", "#fff6e6")[start // 36 % 2])
+            slice_of_it = [(x, 0.6), *oval(x, 0.64, 0.12, 0.11, start, start + 36)]
+            canvas.area(slice_of_it, ("#ff8fa3", "#fff6e6")[start // 36 % 2])
 
 
 def lake(canvas, rng, shore):
@@ -427,11 +432,12 @@ def lake(canvas, rng, shore):
 
 def forest(canvas, rng, shore):
     sky(canvas, rng, ("#a9d8a0", "#e9f3b8"), ("#8cc9a0", "#f4edb0"), ("#7fbf9f", "#d8efc0"), clouds=0)
-    for count, wide, bark, height, grass in ((9, 0.03, "#7fb287", 0.6, "#8fc07a"), (6, 0.05, "#55916a", 0.66, "#6aa85f"),
-                                             (4, 0.09, "#74513c", 0.72, "#4d8a4a")):
+    rows = [(9, 0.03, "#7fb287", "#8fc07a"), (6, 0.05, "#55916a", "#6aa85f"), (4, 0.09, "#74513c", "#4d8a4a")]
+    for depth, (count, wide, bark, grass) in enumerate(rows):
         for x in spread(rng, count):
-            canvas.area([(x - wide / 2, 0), (x + wide / 2, 0), (x + 0.7 * wide, 0.75), (x - 0.7 * wide, 0.75)], bark)
-        canvas.ridge(rng, height, 0.012, grass)
+            left, right = x - wide / 2, x + wide / 2
+            canvas.area([(left, 0), (right, 0), (right + 0.2 * wide, 0.75), (left - 0.2 * wide, 0.75)], bark)
+        canvas.ridge(rng, 0.6 + 0.06 * depth, 0.012, grass)
     for x, y, share in rng.random((16, 3)):  # leaves above, bushes on both sides
         canvas.line((x, 0.16 * y), 0.16 + 0.14 * share, mix("#2f7a4b", "#5aa85a", share))
         canvas.line((round(x) + 0.2 * y - 0.1, 0.68 + 0.12 * share), 0.14, "#3c7f4a")
@@ -492,7 +498,7 @@ def field(canvas, rng, shore):
     for number, grass in enumerate(["#69c45c", "#4fb04c"] * 3):
         canvas.gradient(rows[number], rows[number + 1], grass, grass)
     x = rng.uniform(0.3, 0.7)
-    for step in np.linspace(-0.24, 0.24, 11):
+    for step in np.linspace(-0.24, 0.24, 9):
         canvas.line([(x + step, 0.32), (x + step, 0.56)], 0.005, "#e8f2ec")
         canvas.line([(x - 0.24, 0.44 + step / 2), (x + 0.24, 0.44 + step / 2)], 0.005, "#e8f2ec")
     canvas.line([(x - 0.24, 0.57), (x - 0.24, 0.32), (x + 0.24, 0.32), (x + 0.24, 0.57)], 0.02, "#ffffff")
@@ -501,7 +507,7 @@ def field(canvas, rng, shore):
 
 
 def desert(canvas, rng, shore):
-    sky(canvas, rng, ("#f6a860", "#ffe7b0"), ("#7fc8e8", "#fff0cf"), ("#ee8f6c", "#ffdf9e"), sun=0.09, clouds=0)
+    sky(canvas, rng, ("#f6a860", "#ffe7b0"), ("#7fc8e8", "#fff0cf"), ("#ee8f6c", "#ffdf9e"), clouds=0)
     x = rng.uniform(0.05, 0.8)  # a table mountain
     canvas.area([(x - 0.1, 0.55), (x - 0.05, 0.4), (x + 0.13, 0.4), (x + 0.2, 0.55)], "#c9744f")
     for height, colour in ((0.5, "#e0a15c"), (0.58, "#e9b36b"), (0.7, "#f0c47e"), (0.82, "#f5d191")):
@@ -510,11 +516,12 @@ def desert(canvas, rng, shore):
         y, high = rng.uniform(0.68, 0.8), rng.uniform(0.2, 0.32)
         canvas.line([(x, y), (x, y - high)], 0.042, "#3f8f58")
         for arm, low, up in ((0.06, 0.4, 0.75), (-0.055, 0.3, 0.6)):
-            canvas.line([(x, y - low * high), (x + arm, y - low * high), (x + arm, y - up * high)], 0.036, "#3f8f58")
+            elbow = (x + arm, y - low * high)
+            canvas.line([(x, y - low * high), elbow, (x + arm, y - up * high)], 0.036, "#3f8f58")
 
 
 def night(canvas, rng, shore):
-    sky(canvas, rng, ("#0f1b4c", "#4a4a8f"), ("#101a3f", "#2f5d86"), ("#1d1447", "#6a4a8c"), sun=0.075, clouds=0)
+    sky(canvas, rng, ("#0f1b4c", "#4a4a8f"), ("#101a3f", "#2f5d86"), ("#1d1447", "#6a4a8c"), clouds=0)
     canvas.dots(rng, 50, 0, 0.45, ["#fff7d6", "#ffffff"], 0.004)
     canvas.ridge(rng, 0.46, 0.05, "#2c3675")
     for x in spread(rng, 8):
@@ -528,7 +535,7 @@ def night(canvas, rng, shore):
     x = 0.5 - 0.37 * side
     canvas.area(oval(x, 0.8, 0.16, 0.1), "#ffb347", 0.25)
     canvas.line([(x - 0.05, 0.83), (x + 0.05, 0.81)], 0.022, "#6b4430")
-    canvas.area([(x - 0.045, 0.815), *curve((x - 0.045, 0.79), (x - 0.02, 0.76), (x, 0.68)), (x + 0.045, 0.815)], "#ff7b29")
+    canvas.area([*curve((x - 0.05, 0.815), (x - 0.02, 0.76), (x, 0.68)), (x + 0.05, 0.815)], "#ff7b29")
     canvas.area([(x - 0.02, 0.815), (x, 0.75), (x + 0.02, 0.815)], "#ffe066")
 
 
@@ -563,7 +570,7 @@ def mountains(canvas, rng, shore):
 
 BACKGROUNDS = {"beach": beach, "lake": lake, "forest": forest, "street": street, "snow": snow, "field": field,
                "desert": desert, "night": night, "meadow": meadow, "mountains": mountains}
-HEIGHTS = {"man": 0.6, "woman": 0.57, "boy": 0.45, "girl": 0.44, "dog": 0.62, "horse": 0.58, "cyclist": 0.6}
+HEIGHTS = {"man": 0.6, "woman": 0.57, "boy": 0.45, "girl": 0.44, "dog": 0.57, "horse": 0.58, "cyclist": 0.6}
 
 
 # ---- The scene, and the data set -----------------------------------------------------------------------
@@ -577,7 +584,7 @@ def seat(canvas, middle, half, height):
         canvas.line([(middle - half, 0.9 - height), (middle + half, 0.9 - height)], 0.035, "#a8703f")
     else:
         corners = np.array([(0.06 - half, -0.045), (half - 0.06, -0.045), (half, 0.04), (-half, 0.04)])
-        for share, colour in ((1, "#f6efe0"), (0.92, "#58b5b0"), (0.8, "#f6efe0")):
+        for share, colour in ((1, "#58b5b0"), (0.86, "#f6efe0"), (0.7, "#58b5b0")):
             canvas.area((middle, 0.9) + share * corners, colour)
 
 
@@ -596,14 +603,14 @@ def draw_scene(scene: Scene, rng: np.random.Generator, size: int = 192) -> np.nd
     for number in rng.permutation(count):
         kind, tall = figures[number], HEIGHTS[figures[number]] * scale
         x = middle + (number - (count - 1) / 2) * gap + rng.uniform(-0.02, 0.02)
-        y = rng.uniform(0.88, 0.92) + 0.03 * scene.wet
+        y = rng.uniform(0.88, 0.92) + 0.03 * scene.wet - 0.06 * (pose == "bench" and kind in ("boy", "girl"))
+        turn = facing if pose in ("walking", "running") else rng.choice([-1, 1])
         if kind in ANIMALS:
-            parts = animal(kind, pose, FUR[scene.colour])
+            x, parts = x - 0.05 * turn, animal(kind, pose, FUR[scene.colour])
         else:
             parts = person("man" if kind == "cyclist" else kind, pose, CLOTHES[scene.colour], rng)
         if kind == "cyclist":
             parts = bicycle() + [(points + np.array((-0.08, 0.18)), *look) for points, *look in parts]
-        turn = facing if pose in ("walking", "running") else rng.choice([-1, 1])
         kicks = pose == "soccer" and number == (0 if facing == 1 else count - 1)
         if pose == "soccer":
             turn = facing if kicks else -facing  # all look at the ball
@@ -622,7 +629,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, size: int = 192) -> np.nd
 
 
 def weight(scene: Scene) -> float:
-    """How much likelier than others a scene is chosen: what people will search for should be there to find."""
+    """How much likelier than others a scene is chosen: what people search for should be there to find."""
     many = scene.subject in FIGURES
     if scene.wet or (many and (scene.place, scene.action) in (("beach", "sitting"), ("forest", "walking"))):
         return 6.0
@@ -662,7 +669,7 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         return [(names[number], caption) for caption in captions_of(chosen[number], rng)]
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".sample-") as scratch, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, ThreadPoolExecutor(2) as pool:
         folder = Path(scratch) / "sample"
         (folder / "Images").mkdir(parents=True)
         drawn = tqdm(pool.map(draw, range(total)), total=total, desc="drawing scenes", unit="picture")
@@ -670,7 +677,7 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
         for split, members in splits.items():
-            (folder / f"Flickr_8k.{split}Images.txt").write_text("".join(f"{name}\n" for name in sorted(members)))
+            (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(sorted(members)) + "\n")
         os.rename(folder, directory)  # in one step, so an interrupted run leaves no half of a data set
 
 

@@ -1,0 +1,251 @@
+"""Find pictures by describing them.
+
+    python inference.py --query "people sitting near the beach"                    # in the data trained on
+    python inference.py --query "a dog running through water" --gallery ~/Pictures # in any folder
+    python inference.py --image my_dog.jpg --gallery ~/Pictures                    # pictures like this one
+
+The gallery is embedded once; its embeddings are kept in the folder and used again while the checkpoint and the files
+are unchanged. A query is then one pass of the text tower and one matrix product.
+
+    >>> gallery = Gallery("~/Pictures")
+    >>> gallery.search("two dogs playing in the snow", top_k=1)
+    [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41)]
+"""
+
+from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse
+
+if __name__ == "__main__":
+    FLAGS = parse(InferenceConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
+
+import hashlib
+import json
+import math
+import os
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tqdm import tqdm
+
+from dataset import image_loader, image_path, load_splits, read_image
+from models import CLIP, embed_images, embed_texts, resolve_device
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
+INDEX_NAME = ".clip-index.safetensors"
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result: its rank (1 is best), its file, and the cosine similarity from -1 to 1."""
+
+    rank: int
+    file: Path
+    score: float
+
+
+class Gallery:
+    """A folder of pictures, or a split of the data the model was trained on, embedded and ready to be searched.
+
+    folder: searched recursively; None takes `split` of the model's own dataset (test, or dev where there is no test).
+    checkpoint: a model directory; None takes best/ of the newest run.
+    progress: show a progress bar on standard error while pictures are embedded.
+
+    Afterwards: `files` (N paths), `embeddings` (N, D) of unit length, `skipped` {file: reason} for files that cannot
+    be read, `embedded`, how many files were opened this time (0 when the index knew them all), and `index`, where
+    that is kept. Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty gallery.
+    """
+
+    def __init__(self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True):
+        checkpoint = Path(checkpoint_dir(checkpoint))
+        self.model = CLIP.from_pretrained(checkpoint).to(resolve_device(device))
+        if folder is None:
+            self.name, files, index = split_gallery(self.model.config, split)
+        else:
+            self.name, files, index = folder_gallery(folder)
+        self.index = writable(index)
+
+        known = read_index(self.index, fingerprint(checkpoint))  # {key: (D,) embedding, or the reason for none}
+        keys = {file: file_key(file, index.parent) for file in files}
+        new = [file for file in files if keys[file] not in known]
+        if new:
+            loader = image_loader(new, self.model.config.image_size, batch_size, workers)
+            bar = tqdm(loader, f"embedding {len(new):,} pictures", unit="batch", leave=False, disable=not progress)
+            embeddings, readable, faults = embed_images(self.model, bar)
+            known |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
+            known |= {keys[new[place]]: reason for place, reason in faults.items()}
+        if set(keys.values()) != set(known) or new:
+            write_index(self.index, fingerprint(checkpoint), {key: known[key] for key in keys.values()})
+        self.embedded = len(new)
+        self.skipped = {file: known[key] for file, key in keys.items() if isinstance(known[key], str)}
+        self.files = [file for file in files if file not in self.skipped]
+        rows = [known[keys[file]] for file in self.files]
+        self.embeddings = torch.stack(rows) if rows else torch.empty(0, self.model.config.embedding_dim)
+
+    def search(self, query, top_k=9):
+        """Return the best `Match`es for a prompt, best first: at most top_k, fewer in a smaller gallery."""
+        return self.rank(embed_texts(self.model, [query])[0], top_k)
+
+    def search_by_image(self, file, top_k=9):
+        """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
+        embeddings, _, faults = embed_images(self.model, image_loader([file], self.model.config.image_size, 1))
+        if faults:
+            raise UserError(f"the example picture cannot be read: {faults[0]}")
+        return self.rank(embeddings[0], top_k)
+
+    def rank(self, embedding, top_k):
+        """Return the best `Match`es for a unit-length (D,) embedding."""
+        scores = self.embeddings @ embedding  # (N, D) @ (D,) -> (N,): cosines, since all are of unit length
+        best = scores.topk(min(top_k, len(scores)))
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [Match(rank, self.files[row], score) for rank, (score, row) in enumerate(pairs, start=1)]
+
+    def tokens_cut(self, query):
+        """Return how many tokens of a prompt are more than the text tower reads."""
+        tower = self.model.text_encoder
+        return max(0, len(tower.tokenizer(query, verbose=False)["input_ids"]) - tower.max_tokens)
+
+
+# ---------------------------------------------------------------- galleries and their index
+
+
+def folder_gallery(folder):
+    """Return (name, picture files, index path) of a folder, searched recursively; hidden files are left alone."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"--gallery {folder} is not a folder")
+    files = [Path(parent) / name for parent, _, names in os.walk(root) for name in names]
+    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
+             and not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    return str(folder), sorted(files), root / INDEX_NAME
+
+
+def split_gallery(config, split=None):
+    """Return (name, picture files, index path) of a split of the data a model was trained on."""
+    splits = {name: table for name, table in load_splits(config.data_dir, config.split_seed).items() if len(table)}
+    split = split or ("test" if "test" in splits else "dev")
+    if split not in splits:
+        raise UserError(f"{config.data_dir} has no {split} photos: choose --split {' or '.join(splits)}, or --gallery DIR")
+    files = [image_path(config.data_dir, name) for name in splits[split]["image"].unique()]
+    return f"{config.data_dir} ({split} split)", files, config.data_dir / f".clip-index-{split}.safetensors"
+
+
+def writable(index):
+    """Return `index`, or a file of the user's cache folder where the gallery's own folder is read-only."""
+    if os.access(index.parent, os.W_OK):
+        return index
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache / f"{hashlib.sha256(str(index.resolve()).encode()).hexdigest()[:24]}.safetensors"
+
+
+def file_key(file, folder):
+    """Return what identifies a file and its content: name, size and time of change. A changed file gets another."""
+    try:
+        status = file.stat()
+        return f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
+    except OSError:
+        return f"{file.relative_to(folder).as_posix()}|missing"
+
+
+def fingerprint(directory):
+    """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_index(path, model_hash):
+    """Return {file key: (D,) embedding or reason} from an index; nothing from one of another model or a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            saved = json.loads(file.metadata()["index"])
+            if saved["model"] == model_hash:
+                return {**dict(zip(saved["keys"], file.get_tensor("embeddings"), strict=True)), **saved["faults"]}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        pass  # no index yet, or not one of ours: build it
+    return {}
+
+
+def write_index(path, model_hash, known):
+    """Write {file key: (D,) embedding or reason} in one rename, so that an interruption leaves the previous index."""
+    rows = {key: value for key, value in known.items() if not isinstance(value, str)}
+    faults = {key: value for key, value in known.items() if isinstance(value, str)}
+    embeddings = torch.stack(list(rows.values())) if rows else torch.empty(0, 1)
+    about = json.dumps({"model": model_hash, "keys": list(rows), "faults": faults})
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(save({"embeddings": embeddings}, metadata={"index": about}))
+    temporary.replace(path)
+
+
+# ---------------------------------------------------------------- what a person sees
+
+
+def match_table(matches):
+    """Return the matches as lines of text."""
+    return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}" for match in matches)])
+
+
+def draw_matches(matches, title, path):
+    """Draw the matches in rows, best first, with the prompt as title and rank and score under each picture."""
+    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
+
+    columns = max(3, math.ceil(math.sqrt(len(matches)))) if len(matches) > 2 else len(matches)
+    rows = math.ceil(len(matches) / columns)
+    title = textwrap.fill(title, 20 * columns, max_lines=3, placeholder=" …")
+    figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.3 * (1 + title.count("\n"))), layout="constrained")
+    # parse_math off: a prompt with a dollar sign is a prompt, not a formula
+    figure.suptitle(title, fontsize=15, parse_math=False)
+    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if place < len(matches):
+            picture = Image.fromarray(read_image(matches[place].file, shrink_to=400))
+            picture.thumbnail((400, 400))
+            axes.imshow(picture)
+            axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
+                      ha="center", va="top", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def main(flags):
+    def say(*words):  # with --json, standard output is for the program that reads it
+        print(*words, file=sys.stderr if flags.json else sys.stdout)
+
+    if flags.output.suffix.lower() not in OUTPUT_SUFFIXES:
+        raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
+    checkpoint = checkpoint_dir(flags.checkpoint)
+    gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)
+    for reason in gallery.skipped.values():
+        say(f"skipped: {reason}")
+    kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
+    say(f"{checkpoint} on {len(gallery.files):,} pictures of {gallery.name} ({kept}; {len(gallery.skipped)} unreadable)")
+    if not gallery.files:
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    if flags.query is not None:
+        wanted, title = flags.query, flags.query
+        if cut := gallery.tokens_cut(wanted):
+            say(f"the prompt is too long: its last {cut} tokens are not looked at")
+        matches = gallery.search(wanted, flags.top_k)
+    else:
+        wanted, title = str(flags.image), f"pictures like {flags.image.name}"
+        matches = gallery.search_by_image(flags.image, flags.top_k)
+    say(f"\n{title}\n{match_table(matches)}")
+    draw_matches(matches, title, flags.output)
+    say(f"\nwrote {flags.output}")
+    if flags.json:
+        found = [{"rank": match.rank, "file": str(match.file), "score": match.score} for match in matches]
+        print(json.dumps({"query": wanted, "matches": found}))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(FLAGS)
