@@ -25,7 +25,12 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -227,19 +232,26 @@ def eval_transform(size):
 def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
     """Train a lower-casing WordPiece vocabulary on captions, for a text tower that starts from scratch."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(captions, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
-    )
+    normalizer = BertNormalizer(lowercase=True)
+
+    def wordpiece(vocabulary):
+        tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, BertPreTokenizer()
+        return tokenizer
+
+    # The trainer numbers the pieces "##x" in an order that differs from process to process, and breaks ties by it.
+    # Numbered beforehand they are the same in every run; as "special" tokens, so the trained vocabulary moves house.
+    letters = set(normalizer.normalize_str("".join(captions)))
+    pieces = sorted(f"##{letter}" for letter in letters if not letter.isspace())
+    trained = wordpiece({})
+    trained.train_from_iterator(captions, WordPieceTrainer(
+        vocab_size=vocabulary_size, special_tokens=special + pieces, show_progress=False))
+    tokenizer = wordpiece(trained.get_vocab())
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_tokens, pad_token="[PAD]", unk_token="[UNK]",
-        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-    )
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]")
 
 
 def tokenize(tokenizer, texts, max_tokens):

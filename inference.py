@@ -61,7 +61,9 @@ class Gallery:
     that is kept. Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty gallery.
     """
 
-    def __init__(self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True):
+    def __init__(
+        self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True
+    ):
         checkpoint = Path(checkpoint_dir(checkpoint))
         self.model = CLIP.from_pretrained(checkpoint).to(resolve_device(device))
         if folder is None:
@@ -130,7 +132,7 @@ def split_gallery(config, split=None):
     splits = {name: table for name, table in load_splits(config.data_dir, config.split_seed).items() if len(table)}
     split = split or ("test" if "test" in splits else "dev")
     if split not in splits:
-        raise UserError(f"{config.data_dir} has no {split} photos: choose --split {' or '.join(splits)}, or --gallery DIR")
+        raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
     files = [image_path(config.data_dir, name) for name in splits[split]["image"].unique()]
     return f"{config.data_dir} ({split} split)", files, config.data_dir / f".clip-index-{split}.safetensors"
 
@@ -227,7 +229,8 @@ def main(flags):
     for reason in gallery.skipped.values():
         say(f"skipped: {reason}")
     kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
-    say(f"{checkpoint} on {len(gallery.files):,} pictures of {gallery.name} ({kept}; {len(gallery.skipped)} unreadable)")
+    count = f"{len(gallery.files):,} pictures of {gallery.name}"
+    say(f"{checkpoint} on {count} ({kept}, {len(gallery.skipped)} unreadable)")
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if flags.query is not None:

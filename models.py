@@ -16,9 +16,11 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
@@ -82,7 +84,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
-        with unreachable("image encoder", name, 'timm.list_models("*resnet*") lists the names'):
+        with loading("image", name, "a timm name (timm.list_models() lists them) or local-dir:PATH"):
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
         trained_with = self.backbone.pretrained_cfg
@@ -129,7 +131,7 @@ class TextEncoder(nn.Module):
                 n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id,
             ))
         else:
-            with unreachable("text encoder", name, "a folder with config.json, weights and tokenizer works too"):
+            with loading("text", name, "a hub name, or a folder with config.json, safetensors and tokenizer"):
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 if pretrained:  # the dtype is named, because transformers 5 keeps a half-precision file half-precise
                     self.backbone = AutoModel.from_pretrained(
@@ -353,13 +355,19 @@ def autocast(device, precision="auto"):
 
 
 @contextlib.contextmanager
-def unreachable(kind, name, hint):
-    """Turn whatever a hub or file library raises while loading a tower into one line that names it."""
+def loading(tower, name, allowed):
+    """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
+    huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         yield
     except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the {kind} {name!r} cannot be loaded ({type(error).__name__}: {reason}); {hint}") from None
+        reason = " ".join(str(error).split())[:240]
+        raise UserError(
+            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). Give --{tower}-encoder "
+            f"{allowed}; pretrained weights are fetched from the Hugging Face hub once, so connect, or use a folder, "
+            "or type --no-pretrained for random weights") from None
 
 
 def write_json(path, value):

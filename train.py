@@ -108,8 +108,8 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         if not math.isfinite(losses[-1]) or not (scaler.is_enabled() or math.isfinite(norm)):
             rates = ", ".join(f"{group['part']} {group['lr']:.2g}" for group in optimizer.param_groups)
             raise UserError(
-                f"stopped at step {step + 1} (epoch {epoch}): loss {losses[-1]}, gradient norm {norm:.3g}, learning rates "
-                f"{rates}. Last good checkpoint: {last_checkpoint}. Try lower learning rates or --precision fp32")
+                f"stopped at step {step + 1} (epoch {epoch}): loss {losses[-1]}, gradient norm {norm:.3g}, learning "
+                f"rates {rates}. Last good checkpoint: {last_checkpoint}. Try lower learning rates or --precision fp32")
         scaler.step(optimizer)
         scaler.update()
         model.clamp_logit_scale()
@@ -234,6 +234,8 @@ def main(config, why):
     splits, report = load_data(config)
     print("\n".join(report))
 
+    print(f"towers: {config.image_encoder} and {config.text_encoder}, "
+          f"{'pretrained' if config.pretrained else 'random weights'}, frozen: {config.freeze}", flush=True)
     torch.manual_seed(config.seed)
     if config.resume:
         model = CLIP.from_pretrained(config.run_dir / "last")
@@ -250,12 +252,10 @@ def main(config, why):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     progress = load_last(config.run_dir, optimizer, scaler) if config.resume else {"epoch": 0, "best": -1.0}
 
-    weights = "pretrained" if config.pretrained else "random weights"
-    print(f"towers: {config.image_encoder} at {size} px, {config.text_encoder} ({weights}; frozen: {config.freeze})")
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    print(f"training {trained:,} of {total:,} parameters on {device} in {str(dtype).removeprefix('torch.')}: "
-          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs; run folder {config.run_dir}")
+    trained, total = (sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or every)
+                      for every in (False, True))
+    print(f"training {trained:,} of {total:,} parameters on {device} in {str(dtype).removeprefix('torch.')} at {size} px: "
+          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs; writing {config.run_dir}")
     if loader.batch_size < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
 

@@ -43,21 +43,25 @@ NAMES = {  # {} is the place of an animal's colour; people wear theirs
     "woman": ["a woman", "a lady", "a young woman", "one woman", "a female person"],
     "boy": ["a boy", "a little boy", "a young boy", "a small boy", "a male child"],
     "girl": ["a girl", "a little girl", "a young girl", "a small girl", "a female child"],
-    "couple": ["two people", "a man and a woman", "two adult people", "two adults", "two grown-up people"],
-    "children": ["two children", "two young people", "a boy and a girl", "two kids", "two little people"],
+    "couple": ["a man and a woman", "two people , a man and a woman ,", "a woman and a man", "a couple"],
+    "men": ["two men", "two male people", "two guys", "two grown men"],
+    "women": ["two women", "two female people", "two ladies", "two young women"],
+    "children": ["two children", "two young people", "a boy and a girl", "two kids"],
     "family": ["a family of three people", "a family", "two people with their child", "people of one family",
                "parents and their little girl"],
     "friends": ["three adult people", "three friends", "a group of people", "three people", "three adults"],
-    "kids": ["three children", "three kids", "three young people", "three little people"],
+    "kids": ["three children", "three kids", "three young people", "a group of young people"],
     "cyclist": ["a cyclist", "a person", "a bike rider", "a biker", "a bicyclist"],
     "dog": ["a {} dog", "a {} puppy", "a dog with {} fur", "one {} dog", "a furry {} dog"],
+    "dogs": ["two {} dogs", "two {} puppies", "two dogs with {} fur", "two furry {} dogs"],
     "horse": ["a {} horse", "a {} pony", "a horse with {} fur", "one {} horse", "a big {} horse"],
 }
 FIGURES = {  # who is drawn, from left to right; a subject that is missing here is drawn once
-    "couple": ["man", "woman"], "children": ["boy", "girl"], "family": ["man", "girl", "woman"],
-    "friends": ["woman", "man", "man"], "kids": ["boy", "girl", "boy"],
+    "couple": ["man", "woman"], "men": ["man", "man"], "women": ["woman", "woman"], "dogs": ["dog", "dog"],
+    "children": ["boy", "girl"], "kids": ["boy", "girl", "boy"], "family": ["man", "girl", "woman"],
+    "friends": ["woman", "man", "man"],
 }
-VERBS = {
+VERBS = {  # what "two people ..."; captions_of conjugates
     "sitting": ["sit", "sit down", "rest"],
     "walking": ["walk", "stroll", "take a walk"],
     "running": ["run", "run fast", "race"],
@@ -72,10 +76,11 @@ PARTICIPLES = {"sit": "sitting", "run": "running", "lie": "lying"}  # the others
 CLOTHES = {"red": "#e5383b", "orange": "#f77f00", "yellow": "#ffd60a", "green": "#2fb344", "blue": "#2563eb",
            "pink": "#ff6fb5", "white": "#fdfdfb", "black": "#302f3a"}
 FUR = {"brown": "#8a5230", "black": "#3d3b47", "white": "#faf7f0", "golden": "#e9ad4a", "gray": "#9097a3"}
-ANIMALS = ("dog", "horse")
+ANIMALS = ("dog", "dogs", "horse")
 PEOPLE_DO = ["sitting", "walking", "running", "jumping", "soccer", "waving"]
-OTHERS_DO = {"dog": ["sitting", "walking", "running", "jumping", "sleeping"],
-             "horse": ["walking", "running", "jumping", "grazing"], "cyclist": ["riding"]}
+DOGS_DO = ["sitting", "walking", "running", "jumping", "sleeping"]
+OTHERS_DO = {"dog": DOGS_DO, "dogs": DOGS_DO, "cyclist": ["riding"],
+             "horse": ["walking", "running", "jumping", "grazing"]}
 ODD = {  # what would look odd in a place, or vanish into it
     "lake": {"soccer"}, "forest": {"soccer", "green"}, "street": {"horse"}, "snow": {"white"},
     "field": {"green", "horse", "cyclist"}, "desert": {"soccer", "orange", "golden"}, "meadow": {"green"},
@@ -94,7 +99,13 @@ class Scene:
 
     @property
     def wet(self) -> bool:
-        return self.subject == "dog" and self.action == "running" and self.place in WATER
+        """Whether a dog splashes through the water."""
+        return self.subject in ("dog", "dogs") and self.action == "running" and self.place in WATER
+
+    @property
+    def people(self) -> bool:
+        """Whether there is more than one person."""
+        return self.subject in FIGURES and self.subject not in ANIMALS
 
 
 def all_scenes() -> list[Scene]:
@@ -136,6 +147,8 @@ def captions_of(scene: Scene, rng: np.random.Generator) -> list[str]:
 
 
 # ---- Pencils: a picture is made of lines and areas, x to the right and y down, both 0..1 ---------------
+
+INK = "#2b2440"  # of outlines and eyes
 
 
 def rgb(colour):
@@ -207,7 +220,7 @@ class Canvas:
             colour = colours[rng.integers(len(colours))]
             self.line((x, top + (bottom - top) * y), radius * (1.2 + 1.6 * share), colour)
 
-    def figure(self, parts, x, y, size, facing, edge="#2b2440"):
+    def figure(self, parts, x, y, size, facing, edge=INK):
         """Parts (points, width, colour, and True if filled) in own units: x forwards, y up, feet at (0, 0).
 
         They are drawn twice, first wider and in the colour of the edge: what shows of that is an outline.
@@ -220,7 +233,6 @@ class Canvas:
 
 # ---- Figures: people, animals and things as lists of parts ---------------------------------------------
 
-INK, SHADE = "#2b2440", "#3a2a5a"
 SKINS = ["#f6c9a4", "#e8ab7c", "#c98a5b", "#8d5a3a"]
 HAIRS = ["#3a2218", "#6b3e22", "#a8562a", "#211a1d", "#d79b3c"]
 TROUSERS = ["#3f4e7a", "#5b5f73", "#6d5145"]
@@ -248,7 +260,7 @@ GAITS = {
 
 
 def limb(start, angles, length):
-    """Joints (3, 2) of an arm or leg from start on: shoulder, elbow, hand."""
+    """Joints (3, 2) of an arm (shoulder, elbow, hand) or a leg, its two parts at these angles in degrees."""
     upper, lower = (length * np.array((np.sin(angle), -np.cos(angle))) for angle in np.radians(angles))
     return np.array(start) + [(0, 0), upper, upper + lower]
 
@@ -263,7 +275,7 @@ def person(kind, pose, clothes, rng):
     hip_height = max(lift + 0.03 - min(far_leg[:, 1].min(), near_leg[:, 1].min()), 0.09)
     up = np.array([np.sin(np.radians(lean)), np.cos(np.radians(lean))])
     shoulder, face = up * (trunk - 0.03), up * (trunk + 0.03) + (0.01, head)
-    sleeve = mix(clothes, SHADE, 0.22)
+    sleeve = mix(clothes, "#3a2a5a", 0.22)
 
     def arm_parts(angles):
         joints = limb(shoulder, angles, arm)
@@ -342,7 +354,7 @@ def ball(radius):
     return [((0, radius), 2 * radius, "#ffffff"), ((0, radius), 0.6 * radius, INK), *rim]
 
 
-# ---- Scenery: far things first; only beach and lake care where the shore is ------------------------------
+# ---- Scenery: far things first; only beach and lake have a shore -----------------------
 
 
 def sky(canvas, rng, *shades, clouds=3):
@@ -595,6 +607,7 @@ def draw_scene(scene: Scene, rng: np.random.Generator, size: int = 192) -> np.nd
     figures = FIGURES.get(scene.subject, [scene.subject])
     count, facing = len(figures), rng.choice([-1, 1])
     scale, gap = {1: (1.0, 0), 2: (0.94, 0.36), 3: (0.86, 0.29)}[count]
+    scale, gap = (0.66, 0.46) if scene.subject == "dogs" else (scale, gap)
     middle = 0.5 + rng.uniform(-0.1, 0.1) / count
     pose = scene.action
     if scene.action == "sitting" and scene.subject not in ANIMALS:
@@ -630,10 +643,11 @@ def draw_scene(scene: Scene, rng: np.random.Generator, size: int = 192) -> np.nd
 
 def weight(scene: Scene) -> float:
     """How much likelier than others a scene is chosen: what people search for should be there to find."""
-    many = scene.subject in FIGURES
-    if scene.wet or (many and (scene.place, scene.action) in (("beach", "sitting"), ("forest", "walking"))):
-        return 6.0
-    return (2.0 if scene.place in ("beach", "forest", "field") else 1.0) * (1.3 if many else 1.0)
+    favourites = (("beach", "sitting"), ("forest", "walking"))
+    if scene.wet or (scene.people and (scene.place, scene.action) in favourites):
+        return 20.0
+    rare = 4.0 if scene.subject in OTHERS_DO else 1.0  # animals come in fewer combinations than people
+    return rare * (2.0 if scene.place in ("beach", "forest", "field") else 1.0)
 
 
 def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("data/sample"), seed: int = 0,
@@ -654,18 +668,21 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         raise ValueError(f"{total} pictures are too many: there are {len(scenes)} different scenes")
     if directory.exists():
         raise FileExistsError(f"{directory} exists already; delete it to draw it anew")
-    # Draw by weight without putting back: those whose exponential clocks ring first. Favourites ring early,
-    # so the small splits, which come first, hold enough of them to search for.
+    # Choose by weight, none twice: those whose exponential clocks ring first.
     rng = np.random.default_rng(seed)
     clocks = rng.exponential(size=len(scenes)) / [weight(scene) for scene in scenes]
     chosen = [scenes[i] for i in np.argsort(clocks)[:total]]
-    names = [f"scene_{number:05d}.jpg" for number in rng.permutation(total)]  # says nothing about the split
-    splits = {"test": names[:test], "dev": names[test:test + dev], "train": names[test + dev:]}
+    # Deal them out like cards, sorted by what they show, so that each split gets its share of everything.
+    chosen.sort(key=lambda one: (one.wet, "" if one.people else one.subject, one.action, one.place))
+    counts = {"train": train, "dev": dev, "test": test}
+    deal = sorted(((i + 0.5) / count, split) for split, count in counts.items() for i in range(count))
+    names = [f"scene_{number:05d}.jpg" for number in rng.permutation(total)]  # a name tells nothing
 
     def draw(number):
         rng = np.random.default_rng([seed, number])
         picture = draw_scene(chosen[number], rng)[:, :, ::-1]  # OpenCV writes blue, green, red
-        cv2.imwrite(str(folder / "Images" / names[number]), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        if not cv2.imwrite(str(folder / "Images" / names[number]), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+            raise OSError(f"could not write {names[number]} below {folder}")
         return [(names[number], caption) for caption in captions_of(chosen[number], rng)]
 
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -676,8 +693,9 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         rows = sorted((row for five in drawn for row in five), key=lambda row: row[0])
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
-        for split, members in splits.items():
-            (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(sorted(members)) + "\n")
+        for split in counts:
+            members = sorted(name for name, (_, dealt) in zip(names, deal, strict=True) if dealt == split)
+            (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(members) + "\n")
         os.rename(folder, directory)  # in one step, so an interrupted run leaves no half of a data set
 
 

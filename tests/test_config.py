@@ -1,0 +1,176 @@
+"""config.py: presets, flags, refusals, and settings that survive being saved."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from config import (
+    PRESETS,
+    Config,
+    EvaluateConfig,
+    InferenceConfig,
+    UserError,
+    checkpoint_dir,
+    differing_settings,
+    parse,
+    parse_train,
+)
+
+
+def words(capsys):
+    """What was printed, without the frames and line breaks that fit it to the terminal."""
+    printed = capsys.readouterr()
+    return " ".join((printed.out + printed.err).replace("│", " ").split())
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_reading_flags_needs_no_torch():
+    code = "import sys, config; config.parse_train(['sample']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "inference.py"])
+def test_help_shows_field_comments_and_imports_no_torch(script):
+    code = ("import runpy, sys\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end:\n    sys.exit(end.code or 'torch' in sys.modules)")
+    code = f"import sys; sys.argv = [{str(ROOT / script)!r}, '--help']; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "auto: the GPU if there is one" in " ".join(process.stdout.replace("│", " ").split())
+
+
+def test_preset_is_sample_without_flickr8k_and_says_how_to_get_it():
+    config, why = parse_train([])
+    assert config.preset == "sample" and not config.pretrained
+    assert "no data/flickr8k" in why and "python data/download_flickr8k.py" in why
+
+
+def test_preset_is_flickr8k_when_the_data_is_there():
+    Path("data/flickr8k").mkdir(parents=True)
+    config, why = parse_train(["--epochs", "3"])
+    assert (config.preset, config.epochs, config.image_encoder) == ("flickr8k", 3, "resnet50")
+    assert "data/flickr8k is there" in why and "python train.py sample" in why
+    assert parse_train(["sample"])[0].preset == "sample"
+
+
+def test_every_run_gets_a_folder_of_its_own():
+    assert parse_train(["sample"])[0].run_dir.as_posix().startswith("runs/sample-2")
+    assert parse_train(["sample", "--run-dir", "x"])[0].run_dir == Path("x")
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--epochs", "0"], "--epochs 0 cannot be: it must be at least 1"),
+    (["--batch-size", "-3"], "--batch-size -3 cannot be: it must be at least 1"),
+    (["--lr-image", "0"], "--lr-image 0.0 cannot be: it must be above 0"),
+    (["--lr-text", "nan"], "--lr-text nan cannot be"),
+    (["--warmup", "1"], "--warmup 1.0 cannot be: it must be from 0 to below 1"),
+    (["--image-size", "8"], "--image-size 8 cannot be: it must be at least 32"),
+    (["--scratch-width", "100"], "--scratch-width 100 cannot be: it must be a multiple of 64"),
+    (["--seed", "-1"], "--seed -1 cannot be"),
+    (["--loss", "triplet"], "'clip', 'siglip', 'soft'"),
+    (["--epochs", "many"], "--epochs"),
+    (["--epoch-count", "3"], "--epoch-count"),
+    (["flickr30k"], "there is no preset 'flickr30k': choose one of sample, flickr8k"),
+])
+def test_impossible_flags_are_refused_and_named(flags, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_train(flags)
+    assert stop.value.code == 2
+    assert complaint in words(capsys)
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    ([], "say what to look for"),
+    (["--query", "a dog", "--image", "dog.jpg"], "say what to look for"),
+    (["--query", "  "], "--query is empty"),
+    (["--query", "a dog", "--top-k", "0"], "--top-k 0 cannot be"),
+])
+def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(InferenceConfig, flags)
+    assert stop.value.code == 2 and complaint in words(capsys)
+
+
+def test_evaluate_refuses_an_unknown_split(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(EvaluateConfig, ["--split", "validation"])
+    assert stop.value.code == 2 and "'train', 'dev', 'test'" in words(capsys)
+
+
+def test_saved_settings_come_back_equal():
+    config = replace(PRESETS["sample"], run_dir=Path("runs/a"), lr_image=3e-4)
+    config.save("config.json")
+    assert Config.load("config.json") == config
+
+
+def test_settings_saved_before_a_field_existed_take_its_default():
+    PRESETS["sample"].save("config.json")
+    values = json.loads(Path("config.json").read_text())
+    del values["grad_clip"]
+    Path("config.json").write_text(json.dumps(values))
+    assert Config.load("config.json") == PRESETS["sample"]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("{", "cannot be read"),
+    ("[]", "must hold a JSON object"),
+    ('{"optimizer": "sgd"}', "unknown 'optimizer'"),
+    ('{"epochs": "three"}', "epochs cannot be 'three'"),
+    ('{"epochs": true}', "epochs cannot be True"),
+    ('{"loss": "triplet"}', "loss cannot be 'triplet'"),
+    ('{"embedding_dim": 0}', "--embedding-dim 0"),
+])
+def test_damaged_settings_are_one_clear_line(text, complaint):
+    Path("config.json").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        Config.load("config.json")
+
+
+def test_a_folder_without_settings_is_not_a_model_directory():
+    with pytest.raises(UserError, match="nowhere is not a model directory"):
+        Config.load("nowhere/config.json")
+
+
+def save_run(name, seconds, **changes):
+    """Make runs/NAME with best/ and last/ that were written so many seconds ago."""
+    for part in ("best", "last"):
+        file = Path("runs", name, part, "config.json")
+        file.parent.mkdir(parents=True)
+        replace(PRESETS["sample"], run_dir=Path("runs", name), **changes).save(file)
+        os.utime(file, (1e9 - seconds, 1e9 - seconds))
+
+
+def test_commands_take_the_newest_run():
+    save_run("new", seconds=0)
+    save_run("old", seconds=50)
+    assert checkpoint_dir(None) == Path("runs/new/best")
+    assert checkpoint_dir(Path("elsewhere")) == Path("elsewhere")
+
+
+def test_without_a_run_the_error_says_what_to_type():
+    with pytest.raises(UserError, match="python train.py"):
+        checkpoint_dir(None)
+
+
+def test_resume_takes_the_settings_of_the_run():
+    save_run("sample-1", seconds=9, epochs=7, loss="siglip")
+    save_run("sample-2", seconds=0, epochs=5)
+    config, why = parse_train(["--resume", "--run-dir", "runs/sample-1"])
+    assert (config.epochs, config.loss, config.resume, config.run_dir) == (7, "siglip", True, Path("runs/sample-1"))
+    assert why == "resuming runs/sample-1"
+    assert parse_train(["--resume"])[0].run_dir == Path("runs/sample-2")
+    assert parse_train(["sample", "--resume", "--epochs", "9"])[0].epochs == 9
+
+
+def test_differing_settings_are_named():
+    assert differing_settings(PRESETS["sample"], replace(PRESETS["sample"], seed=3, loss="soft")) == ["loss", "seed"]

@@ -1,0 +1,321 @@
+"""dataset.py: captions of every kind, splits without leakage, sound photos, and one fresh caption an epoch."""
+
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from config import UserError
+from dataset import (
+    CaptionDataset,
+    image_loader,
+    inspect_images,
+    load_splits,
+    pad,
+    read_captions,
+    read_image,
+    split_images,
+    split_table,
+    start_epoch,
+    tokenize,
+    train_tokenizer,
+    train_transform,
+    training_loader,
+)
+
+
+def rows(directory, text, name="captions.txt"):
+    """The (image, caption) rows that are read from a captions file with this text or these bytes."""
+    (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [tuple(row) for row in read_captions(directory).itertuples(index=False)]
+
+
+# ---------------------------------------------------------------- captions
+
+
+def test_csv_captions_are_text_whatever_they_hold(tmp_path):
+    assert rows(tmp_path, (
+        "image,caption\n"
+        'a.jpg,"A dog , a cat , and a ""big"" bird ."\n'
+        "a.jpg,None\nb.jpg,NA\nb.jpg,nan\nc.jpg,007\nc.jpg,Ein Mädchen läuft 🏃 .\n"
+    )) == [
+        ("a.jpg", 'A dog , a cat , and a "big" bird .'),
+        ("a.jpg", "None"), ("b.jpg", "NA"), ("b.jpg", "nan"), ("c.jpg", "007"), ("c.jpg", "Ein Mädchen läuft 🏃 ."),
+    ]
+
+
+def test_csv_with_byte_order_mark_and_windows_line_ends(tmp_path):
+    assert rows(tmp_path, b"\xef\xbb\xbfimage,caption\r\na.jpg,One .\r\n\r\nb.jpg,Two .\r\n") == [
+        ("a.jpg", "One ."), ("b.jpg", "Two .")]
+
+
+def test_commas_without_quotes_stay_in_the_caption(tmp_path):
+    assert rows(tmp_path, "image,caption\na.jpg,A dog, running, fast\n") == [("a.jpg", "A dog, running, fast")]
+
+
+def test_quotes_inside_an_unquoted_caption_stay(tmp_path):
+    assert rows(tmp_path, 'image,caption\na.jpg,A "big" dog\n') == [("a.jpg", 'A "big" dog')]
+
+
+def test_empty_captions_are_left_out(tmp_path):
+    assert rows(tmp_path, "image,caption\na.jpg,\na.jpg,A dog\n") == [("a.jpg", "A dog")]
+
+
+def test_original_token_file(tmp_path):
+    text = "a.jpg#0\tA dog , running .\r\na.jpg#1\tNA\n\nb.jpg.1#0\ta # sign\n"
+    assert rows(tmp_path, text, "Flickr8k.token.txt") == [
+        ("a.jpg", "A dog , running ."), ("a.jpg", "NA"), ("b.jpg.1", "a # sign")]
+
+
+def test_csv_is_preferred_to_the_token_file(tmp_path):
+    (tmp_path / "Flickr8k.token.txt").write_text("b.jpg#0\tTwo\n")
+    assert rows(tmp_path, "image,caption\na.jpg,One\n") == [("a.jpg", "One")]
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("file,text\na.jpg,One\n", "captions.txt line 1: the header must be image,caption, not 'file,text'"),
+    ("a.jpg,One\n", "line 1: the header must be image,caption"),
+    ("image,caption\na.jpg,One\nb.jpg\n", "line 3: no comma between image and caption: 'b.jpg'"),
+    ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 3: unexpected end of data"),
+    ('image,caption\na.jpg,"Stop" sign\n', "line 2: .*write a quote inside quotes twice"),
+    ("image,caption\n/etc/passwd,One\n", "line 2: '/etc/passwd' must be a file name inside"),
+    ("image,caption\na.jpg,One\n../a.jpg,One\n", "line 3: '../a.jpg' must be a file name inside"),
+    ("image,caption\n,One\n", "line 2: '' must be a file name inside"),
+    ("image,caption\n", "holds no captions"),
+    (b"image,caption\na.jpg,caf\xe9\n", "is not UTF-8 text .* at byte"),
+])
+def test_a_bad_row_is_named_by_file_and_line(tmp_path, text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        rows(tmp_path, text)
+
+
+def test_a_bad_token_row_is_named_by_line(tmp_path):
+    with pytest.raises(UserError, match="Flickr8k.token.txt line 2: expected name#0<TAB>caption"):
+        rows(tmp_path, "a.jpg#0\tOne\na.jpg A dog\n", "Flickr8k.token.txt")
+
+
+def test_a_folder_without_captions_says_what_is_looked_for(tmp_path):
+    with pytest.raises(UserError, match="no captions.txt"):
+        read_captions(tmp_path)
+    with pytest.raises(UserError, match="python data/download_flickr8k.py"):
+        read_captions(tmp_path / "nowhere")
+
+
+# ---------------------------------------------------------------- splits
+
+
+def write_dataset(directory, lists, images=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
+    captions = "".join(f"{name},First of {name}\n{name},Second of {name}\n" for name in images)
+    (directory / "captions.txt").write_text("image,caption\n" + captions)
+    for split, names in lists.items():
+        (directory / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
+
+
+def test_official_lists_are_followed_and_unlisted_photos_left_out(tmp_path):
+    write_dataset(tmp_path, {"train": ["b.jpg"], "dev": ["a.jpg"]})
+    splits = load_splits(tmp_path)
+    assert {split: list(table["image"]) for split, table in splits.items()} == {
+        "train": ["b.jpg", "b.jpg"], "dev": ["a.jpg", "a.jpg"]}
+    with pytest.raises(UserError, match="no test photos.*--split train or --split dev"):
+        split_table(tmp_path, "test")
+
+
+def test_names_with_spaces_in_the_lists(tmp_path):
+    write_dataset(tmp_path, {"train": ["my dog.jpg"], "dev": ["b.jpg"]}, ["my dog.jpg", "b.jpg"])
+    assert set(load_splits(tmp_path)["train"]["image"]) == {"my dog.jpg"}
+
+
+def test_a_photo_in_two_splits_is_kept_out_of_train(tmp_path):
+    write_dataset(tmp_path, {"train": ["a.jpg", "b.jpg", "c.jpg"], "dev": ["b.jpg"], "test": ["c.jpg", "d.jpg"]})
+    splits = load_splits(tmp_path)
+    assert set(splits["train"]["image"]) == {"a.jpg"} and set(splits["dev"]["image"]) == {"b.jpg"}
+
+
+def test_without_lists_a_seeded_split_by_image():
+    names = [f"{number}.jpg" for number in range(200)]
+    splits = split_images("no-lists-here", np.repeat(names, 5), split_seed=0)
+    assert {split: len(images) for split, images in splits.items()} == {"train": 160, "dev": 20, "test": 20}
+    assert sorted(splits["train"] + splits["dev"] + splits["test"]) == sorted(names)  # each image in one split
+    assert splits == split_images("no-lists-here", names[::-1], split_seed=0)  # whatever the order of the file
+    assert splits["dev"] != split_images("no-lists-here", names, split_seed=1)["dev"]
+
+
+def test_a_tiny_dataset_still_gets_every_split():
+    splits = split_images("no-lists-here", ["a.jpg", "b.jpg", "c.jpg"])
+    assert all(len(images) == 1 for images in splits.values())
+
+
+# ---------------------------------------------------------------- photos
+
+
+@pytest.fixture
+def photos(tmp_path, sample_dir):
+    """A dataset folder with one sound photo, its copy, and files that are damaged each in its own way."""
+    images = tmp_path / "Images"
+    images.mkdir()
+    sound = sorted((sample_dir / "Images").iterdir())[0].read_bytes()
+    (images / "sound.jpg").write_bytes(sound)
+    (images / "copy.jpg").write_bytes(sound)
+    (images / "truncated.jpg").write_bytes(sound[: len(sound) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.jpg").write_text("not a picture")
+    return tmp_path
+
+
+def test_inspection_finds_missing_unreadable_and_duplicate_photos(photos):
+    names = ["sound.jpg", "copy.jpg", "truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg", "sound.jpg"]
+    report = inspect_images(photos, names, progress=False)
+    assert report["missing"] == ["missing.jpg"]
+    assert set(report["unreadable"]) == {"truncated.jpg", "empty.jpg", "text.jpg"}
+    assert "truncated" in report["unreadable"]["truncated.jpg"]
+    assert report["duplicates"] == [["copy.jpg", "sound.jpg"]]
+
+
+def test_read_image_gives_upright_rgb(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30] = (255, 0, 0)  # the left half is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that this must be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert turned.shape == (60, 40, 3) and turned.dtype == np.uint8
+    assert (turned[:30] == (255, 0, 0)).all() and (turned[30:] == 0).all()  # what was left is on top
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_read_image_takes_every_colour_mode(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.new("RGB", (8, 6), (255, 255, 255)).convert(mode).save(path)
+    assert (read_image(path) == 255).all() and read_image(path).shape == (6, 8, 3)
+
+
+def test_image_loader_gives_reasons_instead_of_broken_pixels(photos):
+    paths = [photos / "Images" / name for name in ("text.jpg", "sound.jpg", "empty.jpg", "missing.jpg")]
+    pixels, good, bad = next(iter(image_loader(paths, 48, batch_size=4)))
+    assert pixels.shape == (1, 3, 48, 48) and pixels.dtype == torch.uint8 and good == [1]
+    assert set(bad) == {0, 2, 3} and all(str(paths[place]) in reason for place, reason in bad.items())
+
+
+def test_evaluation_squeezes_the_whole_photo():
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, :6] = 255  # a stripe at the edge, which a centre crop would cut away
+    squeezed = train_transform(50)(image=image)["image"]
+    assert squeezed.shape == (50, 50, 3) and (squeezed[:, 0] > 200).all() and (squeezed[:, 5:] == 0).all()
+
+
+def test_photos_are_not_mirrored_unless_asked_for():
+    left = np.zeros((64, 64, 3), np.uint8)
+    left[:, :32] = 255
+
+    def brighter_sides(flip):
+        transform = train_transform(64, crop_scale=0.75, flip=flip)
+        sides = set()
+        for seed in range(30):
+            transform.set_random_seed(seed)
+            image = transform(image=left)["image"]
+            assert image.mean() > 64  # a crop of three quarters or more never loses the bright half
+            sides.add("left" if image[:, :10].mean() > image[:, -10:].mean() else "right")
+        return sides
+
+    assert brighter_sides(flip=False) == {"left"}
+    assert brighter_sides(flip=True) == {"left", "right"}
+
+
+# ---------------------------------------------------------------- pairs and batches
+
+
+def pairs_of(directory, seed=0, size=32):
+    table = load_splits(directory)["train"]
+    tokenizer = train_tokenizer(table["caption"], max_tokens=64)
+    return CaptionDataset(table, directory, tokenizer, train_transform(size, 0.75), 64, seed), table, tokenizer
+
+
+def batches_of(pairs, epoch, workers=0):
+    loader = training_loader(pairs, 32, workers)
+    start_epoch(loader, epoch)
+    return list(loader)
+
+
+def equal(first, second):
+    return len(first) == len(second) and all(
+        a.shape == b.shape and (a == b).all() for one, other in zip(first, second, strict=True)
+        for a, b in zip(one, other, strict=True))
+
+
+def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
+    pairs, table, tokenizer = pairs_of(sample_dir)
+    assert len(pairs) == 96
+    captions_of = table.groupby("image")["caption"].apply(set)
+    for index in range(len(pairs)):
+        _, token_ids = pairs[index]
+        theirs = captions_of[pairs.paths[index].name]
+        assert token_ids in tokenize(tokenizer, theirs, 64)
+    batches = batches_of(pairs, epoch=1)
+    assert [len(pixels) for pixels, _, _ in batches] == [32, 32, 32]
+    assert batches[0][0].shape == (32, 3, 32, 32) and batches[0][0].dtype == torch.uint8
+
+
+def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    drawn = set()
+    for epoch in range(40):
+        pairs.epoch = epoch
+        drawn.add(tuple(pairs[0][1]))
+    assert drawn == {tuple(token_ids) for token_ids in pairs.captions[0]} and len(drawn) == 5
+
+
+def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    alone = batches_of(pairs, epoch=3)
+    assert equal(alone, batches_of(pairs, epoch=3, workers=2))
+    assert not equal(alone, batches_of(pairs, epoch=4))
+    assert not equal(alone, batches_of(pairs_of(sample_dir, seed=1)[0], epoch=3))
+
+
+def test_a_dataset_smaller_than_a_batch_is_one_batch(sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    loader = training_loader(pairs, batch_size=1000)
+    start_epoch(loader, 1)
+    assert [len(pixels) for pixels, _, _ in loader] == [96]
+
+
+def test_padding_reaches_only_the_longest_caption_of_the_batch():
+    input_ids, mask = pad([[2, 7, 3], [2, 3], [2, 8, 9, 3]], pad_id=0)
+    assert input_ids.tolist() == [[2, 7, 3, 0], [2, 3, 0, 0], [2, 8, 9, 3]]
+    assert mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_scratch_tokenizer_knows_its_captions_and_cuts_long_ones():
+    captions = ["A dog runs .", "Two dogs run through water ."] * 5
+    tokenizer = train_tokenizer(captions, max_tokens=16)
+    ids = tokenize(tokenizer, ["a DOG runs ."], 16)[0]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "dog", "runs", ".", "[SEP]"]
+    cut = tokenize(tokenizer, ["dog " * 50], 6)[0]
+    assert len(cut) == 6 and cut[0] == tokenizer.cls_token_id and cut[-1] == tokenizer.sep_token_id
+
+
+def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sample_dir):
+    """Captions of one photo need not stand together in the file."""
+    names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:2]
+    table = pd.DataFrame({"image": [names[1], names[0], names[1]], "caption": ["one", "two", "three"]})
+    tokenizer = train_tokenizer(table["caption"], 16)
+    pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 16)
+    assert [path.name for path in pairs.paths] == [names[1], names[0]]
+    assert pairs.captions == [tokenize(tokenizer, ["one", "three"], 16), tokenize(tokenizer, ["two"], 16)]
+
+
+def test_image_loader_reads_nested_and_odd_names(tmp_path, sample_dir):
+    source = sorted((sample_dir / "Images").iterdir())[0]
+    odd = tmp_path / "sub folder" / "café 'n' 🐕.jpg"
+    odd.parent.mkdir()
+    shutil.copy(source, odd)
+    pixels, good, bad = next(iter(image_loader([odd], 32, 1)))
+    expected = cv2.resize(read_image(source), (32, 32), interpolation=cv2.INTER_AREA)
+    assert good == [0] and not bad
+    assert (pixels[0].permute(1, 2, 0).numpy().astype(int) - expected).__abs__().mean() < 2
+    assert os.path.exists(odd)

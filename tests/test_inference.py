@@ -1,0 +1,210 @@
+"""inference.py: the index is right, up to date and used; the command ranks, draws and prints for people and programs."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_script
+from PIL import Image
+
+import inference
+from config import UserError
+from dataset import image_loader, split_table
+from inference import INDEX_NAME, Gallery, Match, draw_matches, fingerprint, read_index
+from models import CLIP, embed_images, embed_texts
+
+
+@pytest.fixture
+def folder(tmp_path, sample_dir):
+    """A folder of six pictures, one of them nested under an odd name."""
+    directory = tmp_path / "pictures"
+    (directory / "holiday 'n' ☀").mkdir(parents=True)
+    sources = sorted((sample_dir / "Images").iterdir())[:6]
+    for number, source in enumerate(sources[:5]):
+        shutil.copy2(source, directory / f"{number}.jpg")
+    shutil.copy2(sources[5], directory / "holiday 'n' ☀" / "5.JPG")
+    return directory
+
+
+def open_gallery(folder, checkpoint, **arguments):
+    return Gallery(folder, checkpoint, progress=False, **arguments)
+
+
+# ---------------------------------------------------------------- from Python
+
+
+def test_search_ranks_by_cosine(folder, checkpoint):
+    gallery = open_gallery(folder, checkpoint)
+    model = CLIP.from_pretrained(checkpoint)
+    images, _, _ = embed_images(model, image_loader(gallery.files, model.config.image_size, 8))
+    scores = images @ embed_texts(model, ["a dog running"])[0]
+    matches = gallery.search("a dog running", top_k=6)
+    assert [match.file for match in matches] == [gallery.files[row] for row in scores.argsort(descending=True)]
+    assert [match.score for match in matches] == pytest.approx(sorted(scores.tolist(), reverse=True), abs=1e-3)
+    assert [match.rank for match in matches] == [1, 2, 3, 4, 5, 6]
+    assert all(-1 <= match.score <= 1 for match in matches)
+    assert len(gallery.search("a dog running", top_k=2)) == 2
+
+
+def test_a_picture_is_most_like_itself(folder, checkpoint):
+    gallery = open_gallery(folder, checkpoint)
+    for file in gallery.files:
+        best = gallery.search_by_image(file, top_k=1)[0]
+        assert best.file == file and best.score == pytest.approx(1, abs=1e-3)
+    with pytest.raises(UserError, match="nowhere.jpg"):
+        gallery.search_by_image(folder / "nowhere.jpg")
+
+
+def test_a_second_start_opens_no_picture(folder, checkpoint, monkeypatch):
+    first = open_gallery(folder, checkpoint)
+    assert first.embedded == 6 and (folder / INDEX_NAME).exists()
+    monkeypatch.setattr(inference, "embed_images", None)  # would fail if a picture had to be embedded
+    second = open_gallery(folder, checkpoint)
+    assert second.embedded == 0 and second.files == first.files
+    assert torch.equal(second.embeddings, first.embeddings)
+
+
+def test_only_new_and_changed_pictures_are_embedded_and_gone_ones_dropped(folder, checkpoint):
+    before = open_gallery(folder, checkpoint)
+    shutil.copy(folder / "0.jpg", folder / "new.jpg")
+    (folder / "1.jpg").unlink()
+    shutil.copy(folder / "2.jpg", folder / "3.jpg")  # other content under a known name
+    after = open_gallery(folder, checkpoint)
+    assert after.embedded == 2
+    rows = {file.name: row for file, row in zip(after.files, after.embeddings, strict=True)}
+    assert "1.jpg" not in rows and torch.allclose(rows["new.jpg"], rows["0.jpg"], atol=1e-2)
+    assert torch.allclose(rows["3.jpg"], rows["2.jpg"], atol=1e-2)
+    known = dict(zip(before.files, before.embeddings, strict=True))
+    assert torch.equal(rows["4.jpg"], known[folder / "4.jpg"])
+    assert len(read_index(folder / INDEX_NAME, fingerprint(checkpoint))) == 6
+
+
+def test_another_checkpoint_never_answers_from_old_embeddings(folder, checkpoint, tmp_path):
+    old = open_gallery(folder, checkpoint)
+    other = tmp_path / "other"
+    model = CLIP.from_pretrained(checkpoint)
+    model.image_head.norm.bias.data += 0.5
+    model.save_pretrained(other)
+    new = open_gallery(folder, other)
+    assert new.embedded == 6 and not torch.allclose(new.embeddings, old.embeddings, atol=1e-2)
+    assert fingerprint(checkpoint) != fingerprint(other)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors", None])
+def test_a_damaged_index_is_built_again(folder, checkpoint, content):
+    expected = open_gallery(folder, checkpoint).embeddings
+    index = folder / INDEX_NAME
+    index.write_bytes(index.read_bytes()[:200] if content is None else content)
+    again = open_gallery(folder, checkpoint)
+    assert again.embedded == 6 and torch.equal(again.embeddings, expected)
+
+
+def test_an_interrupted_write_leaves_the_previous_index(folder, checkpoint, monkeypatch):
+    open_gallery(folder, checkpoint)
+    before = (folder / INDEX_NAME).read_bytes()
+    shutil.copy(folder / "0.jpg", folder / "new.jpg")
+    monkeypatch.setattr(inference.Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        open_gallery(folder, checkpoint)
+    assert (folder / INDEX_NAME).read_bytes() == before
+
+
+def test_unreadable_pictures_are_skipped_counted_and_not_tried_again(folder, checkpoint):
+    content = (folder / "0.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "broken link.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "notes.txt").write_text("not meant to be a picture")
+    (folder / ".hidden.jpg").write_bytes(content)
+    gallery = open_gallery(folder, checkpoint)
+    assert {file.name for file in gallery.skipped} == {"truncated.jpg", "empty.png", "text.jpg", "broken link.jpg"}
+    assert len(gallery.files) == 6 and all(str(file) in reason for file, reason in gallery.skipped.items())
+    assert open_gallery(folder, checkpoint).embedded == 0
+
+
+def test_other_formats_are_pictures_too(folder, checkpoint):
+    picture = Image.open(folder / "0.jpg")
+    for suffix in ("png", "webp", "gif", "bmp", "tiff"):
+        picture.save(folder / f"copy.{suffix}")
+    gallery = open_gallery(folder, checkpoint)
+    assert len(gallery.files) == 11 and not gallery.skipped
+    scores = gallery.search_by_image(folder / "0.jpg", top_k=6)
+    assert {match.file.stem for match in scores} == {"0", "copy"}
+
+
+def test_a_read_only_folder_keeps_its_index_in_the_users_cache(folder, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(inference.os, "access", lambda path, mode: path != folder)  # root may write anywhere
+    gallery = open_gallery(folder, checkpoint)
+    assert gallery.index.parent == tmp_path / "cache" / "clip-index" and not (folder / INDEX_NAME).exists()
+    assert open_gallery(folder, checkpoint).embedded == 0
+
+
+def test_the_default_gallery_is_the_test_split_of_the_data_trained_on(checkpoint, sample_dir):
+    gallery = open_gallery(None, checkpoint)
+    assert {file.name for file in gallery.files} == set(split_table(sample_dir, "test")["image"])
+    dev = open_gallery(None, checkpoint, split="dev")
+    assert {file.name for file in dev.files} == set(split_table(sample_dir, "dev")["image"])
+    assert open_gallery(None, checkpoint).embedded == open_gallery(None, checkpoint, split="dev").embedded == 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9, 50])
+def test_the_picture_holds_any_number_of_matches(folder, tmp_path, count):
+    matches = [Match(rank, folder / f"{rank % 5}.jpg", 0.5 - rank / 100) for rank in range(1, count + 1)]
+    draw_matches(matches, "a prompt with $5 and a very long tail " * 4, tmp_path / "new" / "matches.png")
+    with Image.open(tmp_path / "new" / "matches.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert picture.format == "PNG" and pixels.std() > 20
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_json_is_one_object_on_standard_output(workplace, folder):
+    (folder / "text.jpg").write_text("not a picture")
+    process = run_script("inference.py", "--query", "people sitting near the beach", "--gallery", folder, "--json",
+                         "--top-k", 50, "--output", "found.png", cwd=workplace)
+    answer = json.loads(process.stdout)
+    assert list(answer) == ["query", "matches"] and answer["query"] == "people sitting near the beach"
+    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3, 4, 5, 6]  # all there are, though 50 were asked for
+    assert all(list(match) == ["rank", "file", "score"] and os.path.exists(match["file"]) for match in answer["matches"])
+    assert answer["matches"] == sorted(answer["matches"], key=lambda match: -match["score"])
+    assert "skipped" in process.stderr and "text.jpg" in process.stderr and (workplace / "found.png").exists()
+
+
+def test_the_table_and_the_picture(workplace):
+    process = run_script("inference.py", "--query", "playing soccer", cwd=workplace)
+    lines = process.stdout.splitlines()
+    table = lines[lines.index("rank  score  file") + 1:][:9]
+    assert [line.split()[0] for line in table] == [str(rank) for rank in range(1, 10)]
+    assert "runs/first/best on 16 pictures" in lines[0] and lines[-1] == "wrote matches.png"
+    with Image.open(workplace / "matches.png") as picture:
+        assert picture.format == "PNG" and 600 < picture.width < 1200
+
+
+def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):
+    process = run_script("inference.py", "--query", "dog " * 100, "--gallery", folder, cwd=workplace)
+    assert "the prompt is too long: its last 38 tokens are not looked at" in process.stdout  # 100 + 2 - 64
+
+
+def test_query_by_example(workplace, folder):
+    process = run_script("inference.py", "--image", folder / "2.jpg", "--gallery", folder, "--json", cwd=workplace)
+    assert json.loads(process.stdout)["matches"][0]["file"] == str(folder / "2.jpg")
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["--gallery", "nowhere"], "--gallery nowhere is not a folder"),
+    (["--gallery", "empty"], "empty holds no readable picture"),
+    (["--checkpoint", "nowhere"], "nowhere is not a model directory"),
+    (["--output", "matches.txt"], "--output matches.txt: choose a name that ends in"),
+])
+def test_what_cannot_be_ends_in_one_line(workplace, flags, complaint):
+    (workplace / "empty").mkdir(exist_ok=True)
+    process = run_script("inference.py", "--query", "a dog", *flags, cwd=workplace, check=False)
+    errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2 and len(errors) == 1 and complaint in errors[0]
+    assert "Traceback" not in process.stderr

@@ -1,0 +1,377 @@
+"""models.py: losses against naive loops and numbers by hand, towers that stay frozen, directories that load again."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BertConfig, DistilBertConfig
+
+from config import PRESETS, UserError
+from dataset import pad, tokenize, train_tokenizer
+from models import (
+    CLIP,
+    ImageEncoder,
+    ProjectionHead,
+    TextEncoder,
+    clip_loss,
+    embed_texts,
+    resolve_device,
+    resolve_dtype,
+    siglip_loss,
+    soft_clip_loss,
+)
+
+CAPTIONS = ["A dog runs through the water .", "Two people sit near the beach .", "Children play soccer ."]
+SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", scratch_layers=1, scratch_width=64, embedding_dim=32,
+                image_size=32)
+
+
+def small_clip(**changes):
+    torch.manual_seed(0)
+    return CLIP.from_config(replace(SMALL, **changes), CAPTIONS)
+
+
+def text_batch(model, texts=CAPTIONS):
+    tower = model.text_encoder
+    return pad(tokenize(tower.tokenizer, texts, tower.max_tokens), tower.tokenizer.pad_token_id)
+
+
+def pixel_batch(count=3, size=32):
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def embeddings(count=6, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [F.normalize(torch.randn(count, dim, generator=generator, dtype=torch.float64), dim=1) for _ in range(2)]
+
+
+# ---------------------------------------------------------------- losses
+
+
+def naive_clip(images, texts, scale):
+    count, total = len(images), 0.0
+    for i in range(count):
+        by_image = [math.exp(scale * float(images[i] @ texts[j])) for j in range(count)]
+        by_text = [math.exp(scale * float(images[j] @ texts[i])) for j in range(count)]
+        total -= math.log(by_image[i] / sum(by_image)) + math.log(by_text[i] / sum(by_text))
+    return total / (2 * count)
+
+
+def naive_soft(images, texts, scale):
+    count, total = len(images), 0.0
+    for i in range(count):
+        likeness = [math.exp(scale * float(images[i] @ images[j] + texts[i] @ texts[j]) / 2) for j in range(count)]
+        by_image = [math.exp(scale * float(images[i] @ texts[j])) for j in range(count)]
+        by_text = [math.exp(scale * float(images[j] @ texts[i])) for j in range(count)]
+        for j in range(count):
+            target = likeness[j] / sum(likeness)
+            total -= target * (math.log(by_image[j] / sum(by_image)) + math.log(by_text[j] / sum(by_text)))
+    return total / (2 * count)
+
+
+def naive_siglip(images, texts, scale, bias):
+    count, total = len(images), 0.0
+    for i in range(count):
+        for j in range(count):
+            sign = 1 if i == j else -1
+            total += math.log(1 + math.exp(-sign * (scale * float(images[i] @ texts[j]) + bias)))
+    return total / count
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_losses_equal_naive_loops(scale):
+    images, texts = embeddings()
+    assert abs(clip_loss(images, texts, scale).item() - naive_clip(images, texts, scale)) < 1e-6
+    assert abs(soft_clip_loss(images, texts, scale).item() - naive_soft(images, texts, scale)) < 1e-6
+    assert abs(siglip_loss(images, texts, scale, -10.0).item() - naive_siglip(images, texts, scale, -10.0)) < 1e-6
+
+
+def test_clip_loss_by_hand():
+    pairs = torch.eye(2)  # each pair at cosine 1, each other at 0; with scale ln 3 the softmax is 3/4 and 1/4
+    assert clip_loss(pairs, pairs, math.log(3)).item() == pytest.approx(math.log(4 / 3))
+    assert clip_loss(pairs, pairs.flip(0), math.log(3)).item() == pytest.approx(math.log(4))
+
+
+def test_losses_of_a_model_that_knows_nothing():
+    same = F.normalize(torch.ones(7, 4), dim=1)
+    assert clip_loss(same, same, 14.3).item() == pytest.approx(math.log(7))
+    assert soft_clip_loss(same, same, 14.3).item() == pytest.approx(math.log(7), rel=1e-5)
+    # every logit is 0: each of the 49 pairs costs ln 2, and the sum is divided by the 7 pairs
+    assert siglip_loss(same, same, 1.0, -1.0).item() == pytest.approx(7 * math.log(2))
+
+
+def test_soft_targets_are_constants_whose_rows_sum_to_one():
+    images, texts = (tensor.requires_grad_() for tensor in embeddings())
+    soft_clip_loss(images, texts, 5.0).backward()
+    with torch.no_grad():
+        targets = (5.0 * (images @ images.T + texts @ texts.T) / 2).softmax(dim=1)
+    assert torch.allclose(targets.sum(dim=1), torch.ones(6, dtype=targets.dtype))
+    # softmax cross-entropy against constants: the gradient on the logits is (softmax - targets) / B in each direction
+    logits = (5.0 * images @ texts.T).detach()
+    on_logits = ((logits.softmax(1) - targets) + (logits.softmax(0) - targets.T)) / (2 * 6)
+    assert torch.allclose(images.grad, 5.0 * on_logits @ texts.detach())
+    assert torch.allclose(texts.grad, 5.0 * on_logits.T @ images.detach())
+
+
+def test_soft_loss_is_the_clip_loss_when_nothing_is_alike():
+    pairs = torch.eye(5)
+    assert soft_clip_loss(pairs, pairs, 50.0).item() == pytest.approx(clip_loss(pairs, pairs, 50.0).item(), abs=1e-6)
+
+
+# ---------------------------------------------------------------- towers and heads
+
+
+def test_resnet50_and_distilbert_have_the_widths_of_the_readme(tmp_path):
+    image_encoder = ImageEncoder("resnet50", pretrained=False).eval()
+    assert image_encoder.image_size == 224
+    with torch.inference_mode():
+        assert image_encoder(pixel_batch(1, 64)).shape == (1, 2048) and image_encoder.feature_dim == 2048
+    DistilBertConfig(vocab_size=100).save_pretrained(tmp_path)
+    train_tokenizer(CAPTIONS, 64).save_pretrained(tmp_path)
+    text_encoder = TextEncoder(str(tmp_path), pretrained=False)
+    assert text_encoder.feature_dim == 768 and text_encoder.max_tokens == 64
+    with torch.inference_mode():
+        assert text_encoder(*pad([[2, 5, 3]], 0)).shape == (1, 768)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "convnext_atto"])
+def test_any_timm_tower_at_the_size_asked_for(name):
+    tower = ImageEncoder(name, pretrained=False, image_size=64).eval()
+    with torch.inference_mode():
+        assert tower(pixel_batch(2, 64)).shape == (2, tower.feature_dim)
+
+
+def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
+    """A local folder with its own mean, standard deviation, size and padding type: nothing comes from a constant."""
+    source = timm.create_model("mobilenetv2_050", num_classes=0, pad_type="same")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({
+        "architecture": "mobilenetv2_050", "num_features": 1280, "model_args": {"pad_type": "same"},
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_size": [3, 96, 96],
+                           "num_classes": 0, "first_conv": "conv_stem", "classifier": "classifier"},
+    }))
+    tower = ImageEncoder(f"local-dir:{tmp_path}").eval()
+    pixels = pixel_batch(2, 96)
+    by_hand = (pixels / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    with torch.inference_mode():
+        expected = source.eval()(by_hand)
+        assert tower.image_size == 96
+        assert torch.allclose(tower(pixels), expected, atol=1e-4)
+        assert torch.allclose(tower(by_hand), expected, atol=1e-4)  # floats are taken as normalised already
+
+
+def save_bert(directory, dtype):
+    """A small BERT with its tokenizer, on disk."""
+    tokenizer = train_tokenizer(CAPTIONS, 32)
+    tokenizer.save_pretrained(directory)
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=64, max_position_embeddings=32)
+    model = AutoModel.from_config(config).to(dtype).eval()
+    model.save_pretrained(directory)
+    return model.float()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_a_half_precision_bert_from_a_folder(tmp_path, pooling):
+    bert = save_bert(tmp_path, torch.float16)
+    tower = TextEncoder(str(tmp_path), pooling=pooling).eval()
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
+    token_ids = tokenize(tower.tokenizer, CAPTIONS, 32)
+    with torch.inference_mode():
+        features = tower(*pad(token_ids, 0))
+        for row, ids in enumerate(token_ids):  # alone, without padding, pooled by hand
+            hidden = bert(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            assert torch.allclose(features[row], hidden.mean(dim=0) if pooling == "mean" else hidden[0], atol=1e-5)
+
+
+def test_without_pretrained_the_weights_of_the_folder_are_not_used(tmp_path):
+    bert = save_bert(tmp_path, torch.float32)
+    tower = TextEncoder(str(tmp_path), pretrained=False)
+    name = "encoder.layer.0.output.dense.weight"
+    assert not torch.allclose(tower.backbone.state_dict()[name], bert.state_dict()[name])
+
+
+@pytest.mark.parametrize("build, complaint", [
+    (lambda: ImageEncoder("resnet5000"), "image tower 'resnet5000'.*--image-encoder"),
+    (lambda: ImageEncoder("local-dir:nowhere"), "local-dir:nowhere"),
+    (lambda: ImageEncoder("resnet50"), "image tower 'resnet50'.*connect.*--no-pretrained"),
+    (lambda: TextEncoder("distilbert-base-uncased"), "text tower 'distilbert-base-uncased'.*connect"),
+    (lambda: TextEncoder("./nowhere"), "text tower './nowhere'.*--text-encoder"),
+])
+def test_towers_that_cannot_be_had_end_in_one_line(build, complaint, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=complaint) as error:
+        build()
+    assert "\n" not in str(error.value)
+
+
+def test_projection_head_is_the_one_described():
+    head = ProjectionHead(6, 4, dropout=0.5).eval()
+    features = torch.randn(3, 6)
+    projected = features @ head.projection.weight.T + head.projection.bias
+    gelu = projected * 0.5 * (1 + torch.erf(projected / math.sqrt(2)))
+    summed = projected + gelu @ head.hidden.weight.T + head.hidden.bias
+    centred = summed - summed.mean(dim=1, keepdim=True)
+    expected = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(head(features), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- CLIP
+
+
+def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():
+    model = small_clip().eval()
+    with torch.inference_mode():
+        images, texts = model(pixel_batch(), *text_batch(model))
+        assert images.shape == texts.shape == (3, 32) and images.dtype == texts.dtype == torch.float32
+        assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(texts.norm(dim=1), torch.ones(3))
+        assert torch.allclose(images[1:2], model.encode_image(pixel_batch()[1:2]), atol=1e-5)
+        assert torch.allclose(texts[2:], model.encode_text(*text_batch(model, CAPTIONS[2:])), atol=1e-5)
+
+
+def test_embed_texts_keeps_the_order():
+    model = small_clip().eval()
+    texts = [CAPTIONS[0], "a", CAPTIONS[1] + " " + CAPTIONS[2], "dog"]
+    together = embed_texts(model, texts, batch_size=2)
+    for row, text in enumerate(texts):
+        assert torch.allclose(together[row], embed_texts(model, [text])[0], atol=2e-2)  # bf16 where the CPU has it
+        assert (together @ together[row]).argmax() == row
+
+
+def test_logit_scale_starts_at_the_temperature_and_is_clamped():
+    model = small_clip()
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    model.logit_scale.data.fill_(9.0)
+    model.clamp_logit_scale()
+    assert model.logit_scale.exp().item() == pytest.approx(100)
+
+
+@pytest.mark.parametrize("loss", ["clip", "soft", "siglip"])
+def test_the_configured_loss_is_used(loss):
+    model = small_clip(loss=loss, temperature=0.5)
+    images, texts = (tensor.float() for tensor in embeddings(dim=32))
+    expected = {"clip": lambda: naive_clip(images, texts, 2.0), "soft": lambda: naive_soft(images, texts, 2.0),
+                "siglip": lambda: naive_siglip(images, texts, 2.0, -10.0)}[loss]()
+    assert model.loss(images, texts).item() == pytest.approx(expected, rel=1e-5)
+
+
+def step(model):
+    """One training step; returns the state before and after."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
+    model.loss(*model(pixel_batch(), *text_batch(model))).backward()
+    optimizer.step()
+    return before, model.state_dict()
+
+
+@pytest.mark.parametrize("freeze", ["none", "image", "text", "both"])
+def test_frozen_towers_change_neither_weights_nor_statistics(freeze):
+    model = small_clip(freeze=freeze)
+    before, after = step(model)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    towers = {"none": {"image_encoder", "text_encoder"}, "image": {"text_encoder"}, "text": {"image_encoder"},
+              "both": set()}[freeze]
+    assert changed == {"image_head", "text_head", "logit_scale"} | towers
+    assert not any(parameter.grad is not None for tower in model.frozen for parameter in tower.parameters())
+
+
+def test_frozen_towers_are_in_eval_mode_and_heads_are_not():
+    model = small_clip(freeze="both").train()
+    assert not model.image_encoder.training and not model.text_encoder.training
+    assert not any(module.training for module in model.text_encoder.modules())
+    assert model.image_head.training and model.text_head.training
+
+
+def test_pretrained_batch_norm_keeps_its_statistics_but_learns_its_weights():
+    # Config.pretrained is set afterwards: pretrained weights cannot be fetched in a test.
+    model = small_clip()
+    model.config = replace(model.config, pretrained=True)
+    before, after = step(model)
+    statistics = [name for name in before if "running_" in name]
+    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
+    assert not torch.equal(before["image_encoder.backbone.bn1.weight"], after["image_encoder.backbone.bn1.weight"])
+    before, after = step(small_clip())
+    assert not torch.equal(before[statistics[0]], after[statistics[0]])
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"head": "linear", "pooling": "cls", "loss": "siglip"}, {"image_encoder": "test_vit", "image_size": 64},
+])
+def test_a_model_directory_gives_the_same_embeddings(tmp_path, changes):
+    model = small_clip(**changes).eval()
+    model.save_pretrained(tmp_path)
+    loaded = CLIP.from_pretrained(tmp_path)
+    assert not loaded.training and loaded.config == model.config
+    size = model.config.image_size
+    with torch.inference_mode():
+        for one, other in zip(model(pixel_batch(3, size), *text_batch(model)),
+                              loaded(pixel_batch(3, size), *text_batch(loaded)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_saved_model_keeps_its_towers_settings(tmp_path):
+    """Padding type and normalisation of a local tower travel with the model; its folder is not needed again."""
+    source = tmp_path / "tower"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({
+        "architecture": "mobilenetv2_050", "model_args": {"pad_type": "same"},
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_size": [3, 96, 96], "num_classes": 0,
+                           "first_conv": "conv_stem", "classifier": "classifier"}}))
+    torch.manual_seed(0)
+    model = CLIP.from_config(replace(SMALL, image_encoder=f"local-dir:{source}", image_size=None), CAPTIONS).eval()
+    model.save_pretrained(tmp_path / "model")
+    (source / "config.json").unlink()
+    loaded = CLIP.from_pretrained(tmp_path / "model")
+    assert loaded.config.image_size == 96
+    with torch.inference_mode():
+        assert torch.equal(model.encode_image(pixel_batch(2, 96)), loaded.encode_image(pixel_batch(2, 96)))
+
+
+def test_damaged_model_directories_are_one_clear_line(tmp_path):
+    small_clip().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    tensors = load_file(weights)
+    damages = {
+        "truncated": lambda: weights.write_bytes(content[:1000]),
+        "missing tensor": lambda: save_file({k: v for k, v in tensors.items() if k != "logit_scale"}, weights),
+        "extra tensor": lambda: save_file({**tensors, "extra": torch.zeros(1)}, weights),
+        "wrong shape": lambda: save_file({**tensors, "logit_scale": torch.zeros(7)}, weights),
+        "gone": lambda: weights.unlink(),
+    }
+    for damage in damages.values():
+        damage()
+        with pytest.raises(UserError, match="model.safetensors") as error:
+            CLIP.from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)
+        weights.write_bytes(content)
+    CLIP.from_pretrained(tmp_path)
+    (tmp_path / "text_encoder" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="text_encoder"):
+        CLIP.from_pretrained(tmp_path)
+
+
+def test_nothing_that_is_saved_is_a_pickle(tmp_path):
+    small_clip().save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_said_so():
+    with pytest.raises(UserError, match="--device cpu"):
+        resolve_device("cuda")
+    assert resolve_device("auto").type == "cpu"
+
+
+def test_precision_is_resolved_once():
+    cpu = torch.device("cpu")
+    assert resolve_dtype(cpu, "fp32") == torch.float32 and resolve_dtype(cpu, "bf16") == torch.bfloat16
+    assert resolve_dtype(cpu, "auto") in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        resolve_dtype(cpu, "fp16")
