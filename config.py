@@ -57,8 +57,8 @@ class Config:
     image_encoder: str = "resnet50"  # any timm name, or local-dir:PATH
     text_encoder: str = "distilbert-base-uncased"  # any name or folder for AutoModel, or "scratch"
     pretrained: bool = True  # start from pretrained weights
-    scratch_layers: int = 3  # depth of --text-encoder scratch
-    scratch_width: int = 192  # width of --text-encoder scratch
+    scratch_layers: int = 4  # depth of --text-encoder scratch
+    scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
     freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
@@ -145,8 +145,8 @@ def checked_value(path, name, value, kind):
 PRESETS = {
     "sample": Config(
         preset="sample", data_dir=Path("data/sample"), image_size=64, workers=0,
-        image_encoder="resnet10t", text_encoder="scratch", pretrained=False,
-        epochs=40, batch_size=100, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
+        image_encoder="resnet10t", text_encoder="scratch", scratch_layers=2, scratch_width=128, pretrained=False,
+        epochs=30, batch_size=100, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
     ),
     "flickr8k": Config(),
 }

@@ -11,6 +11,7 @@ move, and one place that knows the tower's mean and standard deviation.
 import csv
 import hashlib
 import os
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -150,37 +151,43 @@ def image_path(data_dir, name):
     return Path(data_dir) / "Images" / name
 
 
-def inspect_images(data_dir, images, progress=True):
-    """Look at every photo once, before training: what is missing, unreadable or there twice?
+def inspect_dataset(data_dir, split_seed=0, progress=True):
+    """Look at every list and every photo once, before training. Returns a dictionary of what is not as it should be:
 
-    Decodes at an eighth of the size (a fraction of the cost, the same errors), on all cores: Pillow lets go of the
-    interpreter lock. Returns {"missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]]}, where
-    duplicates are equal byte for byte.
+    "missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]] (equal byte for byte),
+    "in two splits": [name], "without captions": [name] (listed, but in no row).
+
+    Photos are decoded at an eighth of their size (a fraction of the cost, the same errors) on all cores: Pillow lets go
+    of the interpreter lock.
     """
+    names = set(read_captions(data_dir)["image"])
+    listed = [name for images in split_images(data_dir, names, split_seed).values() for name in set(images)]
+    report = {
+        "missing": [], "unreadable": {}, "duplicates": [],
+        "in two splits": sorted(name for name, count in Counter(listed).items() if count > 1),
+        "without captions": sorted(set(listed) - names),
+    }
 
     def look(name):
         path = image_path(data_dir, name)
         try:
-            content = path.read_bytes()
             read_image(path, shrink_to=32)
-        except FileNotFoundError:
-            return name, "missing", None
+            return name, None, hashlib.sha256(path.read_bytes()).digest()
         except OSError as error:
-            return name, str(error), None
-        return name, None, hashlib.sha256(content).digest()
+            return name, error, None
 
-    images = sorted(set(images))
-    report, same = {"missing": [], "unreadable": {}, "duplicates": []}, {}
+    images = sorted(names & set(listed))
+    same = defaultdict(list)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=not progress)
         for name, fault, digest in looks:
-            if fault == "missing":
+            if fault is None:
+                same[digest].append(name)
+            elif isinstance(fault, FileNotFoundError):
                 report["missing"].append(name)
-            elif fault:
-                report["unreadable"][name] = fault
             else:
-                same.setdefault(digest, []).append(name)
-    report["duplicates"] = [names for names in same.values() if len(names) > 1]
+                report["unreadable"][name] = str(fault)
+    report["duplicates"] = [copies for copies in same.values() if len(copies) > 1]
     return report
 
 
@@ -277,9 +284,9 @@ class CaptionDataset(Dataset):
     """
 
     def __init__(self, table, data_dir, tokenizer, transform, max_tokens, seed=0):
-        captions = {}  # image name -> the token ids of each of its captions
+        captions = defaultdict(list)  # image name -> the token ids of each of its captions
         for name, token_ids in zip(table["image"], tokenize(tokenizer, table["caption"], max_tokens), strict=True):
-            captions.setdefault(name, []).append(token_ids)
+            captions[name].append(token_ids)
         self.paths = [image_path(data_dir, name) for name in captions]
         self.captions = list(captions.values())
         self.pad_id = tokenizer.pad_token_id

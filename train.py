@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from data.sample_scenes import write_sample
-from dataset import CaptionDataset, inspect_images, load_splits, start_epoch, train_transform, training_loader
+from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
 from evaluate import evaluate_split, mean_recall, recall_table
 from models import CLIP, autocast, resolve_device, resolve_dtype, write_json
 
@@ -34,21 +34,27 @@ from models import CLIP, autocast, resolve_device, resolve_dtype, write_json
 
 
 def load_data(config):
-    """Return the tables {"train", "dev", …} of the captions whose photo is sound, and lines that report the others."""
+    """Return the tables {"train", "dev", …} of captions whose photo is sound, and lines that report on the data."""
     if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
         write_sample(config.data_dir)
     splits = load_splits(config.data_dir, config.split_seed)
-    faults = inspect_images(config.data_dir, [name for table in splits.values() for name in table["image"]])
-    bad = {*faults["missing"], *faults["unreadable"]}
-    splits = {split: table[~table["image"].isin(bad)].reset_index(drop=True) for split, table in splits.items()}
+    faults = inspect_dataset(config.data_dir, config.split_seed)
+    unusable = {*faults["missing"], *faults["unreadable"]}
+    splits = {split: table[~table["image"].isin(unusable)].reset_index(drop=True) for split, table in splits.items()}
+    split_of = {name: split for split, table in splits.items() for name in table["image"]}
+
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{config.data_dir}: {sum(map(len, splits.values())):,} captions of photos: {counts}"]
     lines += [f"  missing, left out: {name}" for name in faults["missing"]]
     lines += [f"  unreadable, left out: {reason}" for reason in faults["unreadable"].values()]
-    lines += [f"  the same photo byte for byte: {', '.join(names)}" for names in faults["duplicates"]]
+    lines += [f"  listed, but without captions: {name}" for name in faults["without captions"]]
+    lines += [f"  in two splits, kept out of train: {name}" for name in faults["in two splits"]]
+    for copies in faults["duplicates"]:
+        where = ", ".join(f"{name} ({split_of[name]})" for name in copies)
+        lines.append(f"  the same photo byte for byte: {where}")
     for split in ("train", "dev"):
         if splits.get(split) is None or splits[split].empty:
-            raise UserError(f"{config.data_dir} has no {split} photos; " + "; ".join(lines))
+            raise UserError(f"{config.data_dir} has no {split} photos to use. {' '.join(map(str.strip, lines[:4]))}")
     return splits, lines
 
 
@@ -252,10 +258,10 @@ def main(config, why):
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     progress = load_last(config.run_dir, optimizer, scaler) if config.resume else {"epoch": 0, "best": -1.0}
 
-    trained, total = (sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or every)
-                      for every in (False, True))
-    print(f"training {trained:,} of {total:,} parameters on {device} in {str(dtype).removeprefix('torch.')} at {size} px: "
-          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs; writing {config.run_dir}")
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{trained:,} of {total:,} parameters, {size} px, on {device} in {str(dtype).removeprefix('torch.')}\n"
+          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs, into {config.run_dir}")
     if loader.batch_size < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
 

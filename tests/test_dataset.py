@@ -14,7 +14,7 @@ from config import UserError
 from dataset import (
     CaptionDataset,
     image_loader,
-    inspect_images,
+    inspect_dataset,
     load_splits,
     pad,
     read_captions,
@@ -155,7 +155,7 @@ def test_a_tiny_dataset_still_gets_every_split():
 
 @pytest.fixture
 def photos(tmp_path, sample_dir):
-    """A dataset folder with one sound photo, its copy, and files that are damaged each in its own way."""
+    """A dataset folder with one sound photo, its copy, and photos that are damaged each in its own way."""
     images = tmp_path / "Images"
     images.mkdir()
     sound = sorted((sample_dir / "Images").iterdir())[0].read_bytes()
@@ -167,13 +167,17 @@ def photos(tmp_path, sample_dir):
     return tmp_path
 
 
-def test_inspection_finds_missing_unreadable_and_duplicate_photos(photos):
-    names = ["sound.jpg", "copy.jpg", "truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg", "sound.jpg"]
-    report = inspect_images(photos, names, progress=False)
+def test_inspection_finds_what_is_not_as_it_should_be(photos):
+    write_dataset(photos, {"train": ["sound.jpg", "truncated.jpg", "empty.jpg", "missing.jpg", "told.jpg"],
+                           "dev": ["copy.jpg", "text.jpg", "sound.jpg"]},
+                  ["sound.jpg", "copy.jpg", "truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg", "in no list.jpg"])
+    report = inspect_dataset(photos, progress=False)
     assert report["missing"] == ["missing.jpg"]
     assert set(report["unreadable"]) == {"truncated.jpg", "empty.jpg", "text.jpg"}
     assert "truncated" in report["unreadable"]["truncated.jpg"]
     assert report["duplicates"] == [["copy.jpg", "sound.jpg"]]
+    assert report["in two splits"] == ["sound.jpg"]
+    assert report["without captions"] == ["told.jpg"]
 
 
 def test_read_image_gives_upright_rgb(tmp_path):

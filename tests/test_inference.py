@@ -1,4 +1,4 @@
-"""inference.py: the index is right, up to date and used; the command ranks, draws and prints for people and programs."""
+"""inference.py: the index is right, up to date and used; the command ranks, draws, and prints for both its readers."""
 
 import json
 import os
@@ -170,9 +170,10 @@ def test_json_is_one_object_on_standard_output(workplace, folder):
                          "--top-k", 50, "--output", "found.png", cwd=workplace)
     answer = json.loads(process.stdout)
     assert list(answer) == ["query", "matches"] and answer["query"] == "people sitting near the beach"
-    assert [match["rank"] for match in answer["matches"]] == [1, 2, 3, 4, 5, 6]  # all there are, though 50 were asked for
-    assert all(list(match) == ["rank", "file", "score"] and os.path.exists(match["file"]) for match in answer["matches"])
-    assert answer["matches"] == sorted(answer["matches"], key=lambda match: -match["score"])
+    matches = answer["matches"]
+    assert [match["rank"] for match in matches] == [1, 2, 3, 4, 5, 6]  # all there are, though 50 were asked for
+    assert all(list(match) == ["rank", "file", "score"] and os.path.exists(match["file"]) for match in matches)
+    assert matches == sorted(matches, key=lambda match: -match["score"])
     assert "skipped" in process.stderr and "text.jpg" in process.stderr and (workplace / "found.png").exists()
 
 

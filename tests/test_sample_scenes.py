@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.sample_scenes import CLOTHES, FUR, PLACES, Scene, all_scenes, captions_of, draw_scene, write_sample
+from data.sample_scenes import PLACES, Scene, all_scenes, captions_of, draw_scene, write_sample
 from dataset import load_splits
 
 
@@ -46,9 +46,7 @@ def test_every_scene_can_be_drawn_and_told():
         assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
         captions = captions_of(scene, random)
         assert len(set(captions)) == 5
-        colours = {*CLOTHES, *FUR}
-        told = [colours & set(caption.lower().split()) for caption in captions]
-        assert all(found <= {scene.colour} for found in told) and sum(map(bool, told)) >= 4
+        assert sum(scene.colour in caption.lower().split() for caption in captions) >= 4
         assert all(caption[0].isupper() and caption.endswith(" .") and "  " not in caption for caption in captions)
 
 
@@ -56,8 +54,8 @@ def test_captions_agree_in_number_and_article():
     for number, scene in enumerate(all_scenes()):
         for caption in captions_of(scene, np.random.default_rng(number)):
             words = f" {caption.lower()} "
-            for wrong in (" a orange ", " an blue ", " two people is ", " two men is ", " a man are ", " a dog are ", "{",
-                          " children runs ", " a boy run ", " siting ", " runing "):
+            for wrong in (" a orange ", " an blue ", " two people is ", " two men is ", " a dog are ", " a boy are ",
+                          " children runs ", " a boy run ", " guy are ", " siting ", " runing ", "{", "}"):
                 assert wrong not in words, caption
 
 

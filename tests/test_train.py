@@ -183,8 +183,8 @@ def test_broken_and_missing_photos_are_named_and_left_out(tmp_path, sample_dir, 
 
 def test_frozen_towers_keep_their_weights_through_a_run(workplace, train_flags):
     run_script("train.py", *train_flags, "--epochs", 1, "--freeze", "both", "--run-dir", "runs/frozen", cwd=workplace)
-    torch.manual_seed(0)
     trained = CLIP.from_pretrained(workplace / "runs" / "frozen" / "last")
+    torch.manual_seed(0)  # the seed of the run: towers from scratch start alike
     fresh = CLIP.from_config(trained.config, load_splits(trained.config.data_dir)["train"]["caption"])
     for name, tensor in fresh.state_dict().items():
         same = torch.equal(tensor, trained.state_dict()[name])
