@@ -248,8 +248,9 @@ def newest_run(holding, pattern="*"):
 
 
 def checkpoint_dir(given):
-    """Return the model directory to use: the one given, else `best/` of the newest run."""
-    return given or newest_run("best/config.json") / "best"
+    """Return the model directory to use: the one given, or `best/` of the run folder given, or of the newest run."""
+    run_dir = given or newest_run("best/config.json")
+    return run_dir / "best" if (run_dir / "best").is_dir() else run_dir
 
 
 def differing_settings(config, other):

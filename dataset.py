@@ -56,8 +56,9 @@ def read_captions(data_dir):
     """
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
-        hint = "python data/download_flickr8k.py, or --data-dir DIR if you have it elsewhere"
-        raise UserError(f"there is no dataset folder {data_dir}: type {hint}")
+        makers = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "python data/sample_scenes.py"}
+        hint = f"type {makers[data_dir.as_posix()]}, or" if data_dir.as_posix() in makers else "data/README.md helps;"
+        raise UserError(f"there is no dataset folder {data_dir}: {hint} name one with --data-dir DIR")
     if (path := data_dir / "captions.txt").is_file():
         rows_of = csv_rows
     elif (path := data_dir / "Flickr8k.token.txt").is_file():
@@ -289,7 +290,7 @@ class CaptionDataset(Dataset):
             captions[name].append(token_ids)
         self.paths = [image_path(data_dir, name) for name in captions]
         self.captions = list(captions.values())
-        self.pad_id = tokenizer.pad_token_id
+        self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.transform = transform
         self.seed = seed
         self.epoch = 0

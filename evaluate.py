@@ -9,7 +9,6 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 """
 
 import json
-from pathlib import Path
 
 from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse
 
@@ -106,7 +105,9 @@ def recall_table(report):
 
 
 def main(flags):
-    directory = Path(checkpoint_dir(flags.checkpoint))
+    if flags.json and not flags.json.parent.is_dir():
+        raise UserError(f"--json {flags.json}: there is no folder {flags.json.parent}")
+    directory = checkpoint_dir(flags.checkpoint)
     device = resolve_device(flags.device)
     model = CLIP.from_pretrained(directory).to(device)
     data_dir = flags.data_dir or model.config.data_dir

@@ -64,7 +64,7 @@ class Gallery:
     def __init__(
         self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True
     ):
-        checkpoint = Path(checkpoint_dir(checkpoint))
+        checkpoint = checkpoint_dir(checkpoint and Path(checkpoint))
         self.model = CLIP.from_pretrained(checkpoint).to(resolve_device(device))
         if folder is None:
             self.name, files, index = split_gallery(self.model.config, split)
@@ -129,6 +129,8 @@ def folder_gallery(folder):
 
 def split_gallery(config, split=None):
     """Return (name, picture files, index path) of a split of the data a model was trained on."""
+    if not config.data_dir.is_dir():
+        raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
     splits = {name: table for name, table in load_splits(config.data_dir, config.split_seed).items() if len(table)}
     split = split or ("test" if "test" in splits else "dev")
     if split not in splits:

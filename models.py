@@ -87,10 +87,10 @@ class ImageEncoder(nn.Module):
         with loading("image", name, "a timm name (timm.list_models() lists them) or local-dir:PATH"):
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
-        trained_with = self.backbone.pretrained_cfg
-        self.image_size = image_size or trained_with["input_size"][-1]
-        if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
-            self.backbone.set_input_size(img_size=(self.image_size, self.image_size))
+            trained_with = self.backbone.pretrained_cfg
+            self.image_size = image_size or trained_with["input_size"][-1]
+            if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
+                self.backbone.set_input_size(img_size=(self.image_size, self.image_size))
         self.feature_dim = self.backbone.head_hidden_size
         for key in ("mean", "std"):  # given for pixels from 0 to 1
             self.register_buffer(key, 255 * torch.tensor(trained_with[key]).view(1, 3, 1, 1), persistent=False)
@@ -142,6 +142,7 @@ class TextEncoder(nn.Module):
             self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self.pad_id = self.tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.feature_dim = self.backbone.config.hidden_size
 
     def forward(self, input_ids, attention_mask):
@@ -312,7 +313,7 @@ def embed_texts(model, texts, batch_size=128):
     embeddings = torch.empty(len(token_ids), model.config.embedding_dim)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        input_ids, mask = pad([token_ids[row] for row in rows], tower.tokenizer.pad_token_id)
+        input_ids, mask = pad([token_ids[row] for row in rows], tower.pad_id)
         with autocast(device):
             embeddings[rows] = model.encode_text(input_ids.to(device), mask.to(device)).cpu()
     return embeddings

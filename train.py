@@ -171,6 +171,8 @@ def load_last(run_dir, optimizer, scaler):
         index, key = name.split(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
+        slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
     progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
     scaler.load_state_dict(progress.pop("scaler"))
     return progress
@@ -179,6 +181,7 @@ def load_last(run_dir, optimizer, scaler):
 def check_run_dir(config):
     """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
     recover(config.run_dir / "last")
+    recover(config.run_dir / "best")
     if not config.resume:
         if (config.run_dir / "last").exists():
             raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
@@ -248,7 +251,7 @@ def main(config, why):
         model.config = config
     else:
         model = CLIP.from_config(config, splits["train"]["caption"])
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
     size, tower = model.config.image_size, model.text_encoder
     transform = train_transform(size, config.crop_scale, config.flip)
     pairs = CaptionDataset(

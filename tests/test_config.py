@@ -155,6 +155,7 @@ def test_commands_take_the_newest_run():
     save_run("old", seconds=50)
     assert checkpoint_dir(None) == Path("runs/new/best")
     assert checkpoint_dir(Path("elsewhere")) == Path("elsewhere")
+    assert checkpoint_dir(Path("runs/old")) == Path("runs/old/best")  # a run folder means its best model
 
 
 def test_without_a_run_the_error_says_what_to_type():

@@ -102,8 +102,16 @@ def test_a_bad_token_row_is_named_by_line(tmp_path):
 def test_a_folder_without_captions_says_what_is_looked_for(tmp_path):
     with pytest.raises(UserError, match="no captions.txt"):
         read_captions(tmp_path)
-    with pytest.raises(UserError, match="python data/download_flickr8k.py"):
+    with pytest.raises(UserError, match="nowhere: .* --data-dir DIR"):
         read_captions(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("folder, command", [
+    ("data/flickr8k", "python data/download_flickr8k.py"), ("data/sample", "python data/sample_scenes.py")])
+def test_a_known_folder_that_is_missing_says_what_makes_it(tmp_path, monkeypatch, folder, command):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"type {command}"):
+        read_captions(folder)
 
 
 # ---------------------------------------------------------------- splits

@@ -201,10 +201,15 @@ def test_query_by_example(workplace, folder):
     (["--gallery", "nowhere"], "--gallery nowhere is not a folder"),
     (["--gallery", "empty"], "empty holds no readable picture"),
     (["--checkpoint", "nowhere"], "nowhere is not a model directory"),
+    (["--checkpoint", "orphan"], "the data trained on, gone/data, is not here: name a folder with --gallery DIR"),
     (["--output", "matches.txt"], "--output matches.txt: choose a name that ends in"),
 ])
 def test_what_cannot_be_ends_in_one_line(workplace, flags, complaint):
     (workplace / "empty").mkdir(exist_ok=True)
+    if "orphan" in flags:
+        shutil.copytree(workplace / "runs" / "first" / "best", workplace / "orphan")
+        saved = json.loads((workplace / "orphan" / "config.json").read_text())
+        (workplace / "orphan" / "config.json").write_text(json.dumps({**saved, "data_dir": "gone/data"}))
     process = run_script("inference.py", "--query", "a dog", *flags, cwd=workplace, check=False)
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert process.returncode == 2 and len(errors) == 1 and complaint in errors[0]

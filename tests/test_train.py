@@ -154,6 +154,7 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
     (["--run-dir", "runs/first"], "runs/first already holds a run: add --resume"),
     (["--run-dir", "runs/first", "--resume", "--loss", "soft"], "other settings (loss clip -> soft)"),
     (["--run-dir", "runs/none", "--resume"], "runs/none/last is not a model directory"),
+    (["--image-encoder", "test_vit", "--image-size", "70"], "'test_vit'"),
     (["--data-dir", "nowhere"], "there is no dataset folder nowhere"),
     (["--data-dir", "empty"], "empty has no captions.txt"),
     (["--device", "cuda"], "--device cpu"),
