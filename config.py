@@ -28,6 +28,8 @@ class UserError(Exception):
 @contextlib.contextmanager
 def one_line_errors():
     """Turn a `UserError` into one line on standard error; errors of the program keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 can still be printed
     try:
         yield
     except UserError as error:
@@ -71,7 +73,7 @@ class Config:
     temperature: float = 0.07  # at the start; learned from there, never below 0.01
 
     # optimisation
-    epochs: int = 12  # an epoch shows every photo once, with one of its captions
+    epochs: int = 12  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     batch_size: int = 128  # pairs a step; every other pair of the batch is a negative
     lr_heads: float = 1e-3  # peak learning rate of the projection heads and the logit scale
     lr_image: float = 1e-4  # peak learning rate of the image tower
@@ -88,21 +90,21 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        for names, allowed, holds in (
-            ("epochs batch_size scratch_layers embedding_dim", "at least 1", lambda v: v >= 1),
-            ("max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3),
-            ("scratch_width", "a multiple of 64, the width of an attention head", lambda v: v > 0 and v % 64 == 0),
-            ("image_size", "at least 32", lambda v: v is None or v >= 32),
-            ("crop_scale", "above 0, at most 1", lambda v: 0 < v <= 1),
-            ("temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1),
-            ("head_dropout warmup", "from 0 to below 1", lambda v: 0 <= v < 1),
-            ("workers weight_decay seed split_seed", "at least 0", lambda v: 0 <= v < 2**32),
-            ("lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf")),
-        ):
-            for name in names.split():
-                value = getattr(self, name)
-                if not holds(value):
-                    raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
+        refuse(self, "epochs scratch_layers embedding_dim", "at least 1", lambda v: v >= 1)
+        refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
+        refuse(self, "max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3)
+        refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v > 0 and v % 64 == 0)
+        refuse(self, "image_size", "at least 32", lambda v: v is None or v >= 32)
+        refuse(self, "crop_scale", "above 0, at most 1", lambda v: 0 < v <= 1)
+        refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
+        refuse(self, "head_dropout warmup", "from 0 to below 1", lambda v: 0 <= v < 1)
+        refuse(self, "workers weight_decay seed split_seed", "at least 0", lambda v: 0 <= v < 2**32)
+        refuse(self, "lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
+        random = {"image": not self.pretrained, "text": not self.pretrained or self.text_encoder == "scratch"}
+        for tower, is_random in random.items():
+            if is_random and self.freeze in (tower, "both"):
+                raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
+                                "freeze pretrained towers only (--pretrained)")
 
     def save(self, path):
         """Write the settings as JSON; plain types only, so that nothing needs unpickling."""
@@ -119,18 +121,24 @@ class Config:
             raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold a JSON object")
         types = get_type_hints(Config)
-        if not isinstance(values, dict) or (unknown := set(values) - set(types)):
-            raise UserError(f"{path} is not a config of this version: unknown {sorted(unknown)[0]!r}"
-                            if isinstance(values, dict) else f"{path} must hold a JSON object")
-        for name, value in values.items():
-            values[name] = checked_value(path, name, value, types[name])
-        return Config(**values)
+        if unknown := sorted(set(values) - set(types)):
+            raise UserError(f"{path} is not a config of this version: unknown {unknown[0]!r}")
+        return Config(**{name: checked_value(path, name, value, types[name]) for name, value in values.items()})
 
 
-def checked_value(path, name, value, kind):
+def refuse(flags, names, allowed, holds):
+    """Raise a `UserError` for the first of these fields whose value does not hold."""
+    for name in names.split():
+        if not holds(value := getattr(flags, name)):
+            raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
+
+
+def checked_value(path, name, value, annotation):
     """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
-    kinds = get_args(kind) or (kind,)
+    kinds = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
     if value is None and type(None) in kinds:
         return None
     if Path in kinds and isinstance(value, str):
@@ -164,6 +172,10 @@ class EvaluateConfig:
     workers: int = 4  # processes that decode photos (never more than cores)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
+    def __post_init__(self):
+        refuse(self, "batch_size", "at least 1", lambda v: v >= 1)
+        refuse(self, "workers", "at least 0", lambda v: v >= 0)
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -186,8 +198,10 @@ class InferenceConfig:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
         if self.query is not None and not self.query.strip():
             raise UserError("--query is empty: describe a picture in a few words")
-        if self.top_k < 1:
-            raise UserError(f"--top-k {self.top_k} cannot be: it must be at least 1")
+        if self.gallery is not None and self.split is not None:
+            raise UserError("--split chooses from the data the model was trained on: leave it out with --gallery")
+        refuse(self, "top_k batch_size", "at least 1", lambda v: v >= 1)
+        refuse(self, "workers", "at least 0", lambda v: v >= 0)
 
 
 def parse(kind, argv=None):
@@ -215,28 +229,29 @@ def parse_train(argv=None):
         else:
             why = ("preset sample, because there is no data/flickr8k "
                    "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)")
-        default = PRESETS[preset]
-        if "--resume" in argv and not {"-h", "--help"} & set(argv):
-            run_dir = flag_value(argv, "--run-dir") or newest_run("last/config.json", f"{named or ''}*")
-            default = replace(Config.load(Path(run_dir) / "last" / "config.json"), run_dir=Path(run_dir))
-            why = f"resuming {run_dir}"
-        config = tyro.cli(
-            Config, args=argv, default=default, prog=f"train.py [{'|'.join(PRESETS)}]",
-            description=f"Train CLIP on pictures and captions. Shown: {why}.",
-            )
-        if config.run_dir is None:
-            config = replace(config, run_dir=Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}")
-        return config, why
+
+        def read(default):
+            return tyro.cli(Config, args=argv, default=default, prog=f"train.py [{'|'.join(PRESETS)}]",
+                            description=f"Train CLIP on pictures and captions. Shown: {why}.")
+
+        config = read(PRESETS[preset])
+        if config.resume:  # then the run's own settings are the defaults of a second reading
+            for run_dir in [config.run_dir] if config.run_dir else Path("runs").glob("*"):
+                recover(run_dir / "last")
+                recover(run_dir / "best")
+            run_dir = config.run_dir or newest_run("last/config.json", f"{named or ''}*")
+            saved = replace(Config.load(run_dir / "last" / "config.json"), run_dir=run_dir, resume=True)
+            config, why = read(saved), f"resuming {run_dir}"
+            if changes := differing_settings(saved, config):
+                why += " with " + ", ".join(changes)
+        return replace(config, run_dir=config.run_dir or Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")), why
 
 
-def flag_value(argv, flag):
-    """Return what follows `flag` on a command line, in either of its forms, or None."""
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        if argument.startswith(flag + "="):
-            return argument.removeprefix(flag + "=")
-        if argument == flag:
-            return following
-    return None
+def recover(directory):
+    """Put back the previous version of a model directory if a kill came between the two renames that replace it."""
+    old = directory.with_name(f".{directory.name}.old")
+    if old.exists() and not directory.exists():
+        old.rename(directory)
 
 
 def newest_run(holding, pattern="*"):
@@ -253,7 +268,7 @@ def checkpoint_dir(given):
     return run_dir / "best" if (run_dir / "best").is_dir() else run_dir
 
 
-def differing_settings(config, other):
-    """Return the names of the fields in which two configs differ."""
-    return [field.name for field in fields(Config)
-            if getattr(config, field.name) != getattr(other, field.name)]
+def differing_settings(before, after):
+    """Return the settings in which two configs differ, as words: "epochs 3 -> 9"."""
+    pairs = {field.name: (getattr(before, field.name), getattr(after, field.name)) for field in fields(Config)}
+    return [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]

@@ -66,40 +66,48 @@ def read_captions(data_dir):
     else:
         raise UserError(f"{data_dir} has no captions.txt (CSV, header image,caption) and no Flickr8k.token.txt")
     rows = []
-    try:
-        # utf-8-sig drops the byte-order mark that spreadsheets put first
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for line, image, caption in rows_of(file, path):
-                if not image or PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
-                    raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
-                if caption.strip():
-                    rows.append((image, caption.strip()))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    for line, image, caption in rows_of(read_text(path), path):
+        if not image or PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+            raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
+        if caption.strip():
+            rows.append((image, caption.strip()))
     if not rows:
         raise UserError(f"{path} holds no captions")
     return pd.DataFrame(rows, columns=["image", "caption"])
 
 
-def csv_rows(file, path):
-    """Yield (line number, image, caption) from a CSV file with the header `image,caption`."""
-    reader = csv.reader(file, strict=True)
+def read_text(path):
+    """Return a UTF-8 file as a list of lines with their ends; a byte-order mark, as spreadsheets write, is dropped."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return file.readlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+
+
+def csv_rows(lines, path):
+    """Yield (line number, image, caption) from the lines of a CSV file with the header `image,caption`."""
+    reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
         if [name.strip().lower() for name in header] != ["image", "caption"]:
             raise UserError(f"{path} line 1: the header must be image,caption, not {','.join(header)[:60]!r}")
+        line = reader.line_num + 1
         for row in reader:
+            if reader.line_num > line:  # one stray quote swallows all rows up to the next one
+                raise UserError(f"{path} line {line}: a quote opens here and closes only in line {reader.line_num}")
             if len(row) == 1:
-                raise UserError(f"{path} line {reader.line_num}: no comma between image and caption: {row[0][:60]!r}")
+                raise UserError(f"{path} line {line}: no comma between image and caption: {row[0][:60]!r}")
             if row:
-                yield reader.line_num, row[0].strip(), ",".join(row[1:])  # a comma without quotes is still caption
+                yield line, row[0].strip(), ",".join(row[1:])  # a comma without quotes is still caption
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path} line {reader.line_num}: {error}; write a quote inside quotes twice") from None
+        raise UserError(f"{path} line {line}: {error}; inside quotes, write a quote twice") from None
 
 
-def token_rows(file, path):
+def token_rows(lines, path):
     """Yield (line number, image, caption) from `name#0<TAB>caption` lines."""
-    for line, text in enumerate(file, start=1):
+    for line, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         name, tab, caption = text.rstrip("\r\n").partition("\t")
@@ -119,8 +127,7 @@ def split_images(data_dir, images, split_seed=0):
     lists = {split: Path(data_dir) / name for split, name in SPLIT_FILES.items()}
     lists = {split: path for split, path in lists.items() if path.is_file()}
     if lists:
-        lines = {split: path.read_text(encoding="utf-8-sig").splitlines() for split, path in lists.items()}
-        return {split: list(filter(None, map(str.strip, names))) for split, names in lines.items()}
+        return {split: list(filter(None, map(str.strip, read_text(path)))) for split, path in lists.items()}
     order = sorted(set(images), key=lambda name: hashlib.sha256(f"{split_seed}/{name}".encode()).digest())
     share = max(1, len(order) // 10)
     return {"train": order[2 * share :], "dev": order[:share], "test": order[share : 2 * share]}
@@ -156,7 +163,7 @@ def inspect_dataset(data_dir, split_seed=0, progress=True):
     """Look at every list and every photo once, before training. Returns a dictionary of what is not as it should be:
 
     "missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]] (equal byte for byte),
-    "in two splits": [name], "without captions": [name] (listed, but in no row).
+    "in two splits": [name], "in no split": [name], "without captions": [name] (listed, but in no row).
 
     Photos are decoded at an eighth of their size (a fraction of the cost, the same errors) on all cores: Pillow lets go
     of the interpreter lock.
@@ -166,6 +173,7 @@ def inspect_dataset(data_dir, split_seed=0, progress=True):
     report = {
         "missing": [], "unreadable": {}, "duplicates": [],
         "in two splits": sorted(name for name, count in Counter(listed).items() if count > 1),
+        "in no split": sorted(names - set(listed)),
         "without captions": sorted(set(listed) - names),
     }
 
@@ -199,19 +207,27 @@ def read_image(path, shrink_to=None):
     """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
 
     `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
-    Raises FileNotFoundError, or OSError with the reason for a file that is damaged, truncated or no picture: Pillow
-    notices a truncated JPEG, where OpenCV returns it half grey.
+    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
+    and an OSError without `errno` for one whose content is damaged, truncated or no picture: Pillow notices a truncated
+    JPEG, where OpenCV returns it half grey.
     """
     try:
         with Image.open(path) as image:
             if shrink_to:
                 image.draft("RGB", (shrink_to, shrink_to))
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                pixels = np.asarray(upright, dtype=np.float32)
+                upright = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
+            elif upright.has_transparency_data:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return np.array(upright.convert("RGB"))  # a copy: Pillow's own bytes are read-only
     except UnidentifiedImageError:
         raise OSError(f"{path}: not a picture") from None
     except Exception as error:  # on damaged bytes the decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise OSError(f"{path}: {error}") from None
 
 
@@ -313,7 +329,7 @@ class CaptionDataset(Dataset):
 
 
 class ImageFiles(Dataset):
-    """Picture files for evaluation and search. A file that cannot be read yields the reason instead of pixels."""
+    """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
     def __init__(self, paths, size):
         self.paths = list(paths)
@@ -328,15 +344,15 @@ class ImageFiles(Dataset):
             # twice the size is enough to resize well, and a 12-megapixel photo decodes several times as fast
             pixels = self.transform(image=read_image(self.paths[index], shrink_to=2 * self.size))["image"]
         except OSError as error:
-            return index, None, str(error)
+            return index, None, error
         return index, torch.from_numpy(pixels), None
 
     @staticmethod
     def collate(items):
-        """Return pixels (B, 3, S, S) uint8 of the readable files, their indices, and {index: reason} of the others."""
+        """Return pixels (B, 3, S, S) uint8 of the readable files, their indices, and {index: OSError} of the others."""
         good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
         pixels = torch.stack([pixels for _, pixels in good]).permute(0, 3, 1, 2) if good else None
-        return pixels, [index for index, _ in good], {index: reason for index, _, reason in items if reason}
+        return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
 
 
 def worker_count(workers):

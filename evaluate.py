@@ -71,7 +71,7 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
 def evaluate_split(model, table, data_dir, batch_size=128, workers=0):
     """Embed a captions table and its photos, and measure.
 
-    Returns a dictionary {"images", "captions", "text_to_image", "image_to_text"} and a dictionary {file: reason} of
+    Returns a dictionary {"images", "captions", "text_to_image", "image_to_text"} and a dictionary {name: OSError} of
     photos that could not be read, which are left out with their captions.
     """
     names = table["image"].unique()
@@ -88,7 +88,7 @@ def evaluate_split(model, table, data_dir, batch_size=128, workers=0):
         "images": len(image_embeddings), "captions": len(table),
         "text_to_image": text_to_image, "image_to_text": image_to_text,
     }
-    return report, {names[index]: reason for index, reason in faults.items()}
+    return report, {names[index]: error for index, error in faults.items()}
 
 
 def mean_recall(report):
@@ -105,8 +105,8 @@ def recall_table(report):
 
 
 def main(flags):
-    if flags.json and not flags.json.parent.is_dir():
-        raise UserError(f"--json {flags.json}: there is no folder {flags.json.parent}")
+    if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
+        raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
     directory = checkpoint_dir(flags.checkpoint)
     device = resolve_device(flags.device)
     model = CLIP.from_pretrained(directory).to(device)
@@ -114,8 +114,8 @@ def main(flags):
     table = split_table(data_dir, flags.split, model.config.split_seed)
     print(f"{directory} on the {flags.split} split of {data_dir} ({device})")
     report, faults = evaluate_split(model, table, data_dir, flags.batch_size, flags.workers)
-    for reason in faults.values():
-        print(f"left out with its captions: {reason}")
+    for error in faults.values():
+        print(f"left out with its captions: {error}")
     print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
     print(recall_table(report))
     if flags.json:

@@ -35,9 +35,11 @@ from tqdm import tqdm
 from dataset import image_loader, image_path, load_splits, read_image
 from models import CLIP, embed_images, embed_texts, resolve_device
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 INDEX_NAME = ".clip-index.safetensors"
+MOST_DRAWN = 50  # pictures in one image of the result
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class Gallery:
     progress: show a progress bar on standard error while pictures are embedded.
 
     Afterwards: `files` (N paths), `embeddings` (N, D) of unit length, `skipped` {file: reason} for files that cannot
-    be read, `embedded`, how many files were opened this time (0 when the index knew them all), and `index`, where
-    that is kept. Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty gallery.
+    be read, `embedded`, how many files were opened this time (0 when the index knew them all), `index`, where that is
+    kept, and `unsaved`, why it could not be. Raises UserError where folder or checkpoint cannot be used; an empty
+    folder is an empty gallery.
     """
 
     def __init__(
@@ -70,24 +73,33 @@ class Gallery:
             self.name, files, index = split_gallery(self.model.config, split)
         else:
             self.name, files, index = folder_gallery(folder)
-        self.index = writable(index)
+        self.index, model_hash = writable(index), fingerprint(checkpoint)
 
-        known = read_index(self.index, fingerprint(checkpoint))  # {key: (D,) embedding, or the reason for none}
+        rows, faults = read_index(self.index, model_hash)  # {key: (D,) embedding} and {key: reason why there is none}
         keys = {file: file_key(file, index.parent) for file in files}
-        new = [file for file in files if keys[file] not in known]
+        new = [file for file in files if keys[file] not in rows and keys[file] not in faults]
+        passing = set()  # keys of faults that need not last: a missing permission, a network drive that is away
         if new:
             loader = image_loader(new, self.model.config.image_size, batch_size, workers)
             bar = tqdm(loader, f"embedding {len(new):,} pictures", unit="batch", leave=False, disable=not progress)
-            embeddings, readable, faults = embed_images(self.model, bar)
-            known |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
-            known |= {keys[new[place]]: reason for place, reason in faults.items()}
-        if set(keys.values()) != set(known) or new:
-            write_index(self.index, fingerprint(checkpoint), {key: known[key] for key in keys.values()})
+            embeddings, readable, errors = embed_images(self.model, bar)
+            rows |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
+            faults |= {keys[new[place]]: str(error) for place, error in errors.items()}
+            passing = {keys[new[place]] for place, error in errors.items() if error.errno is not None}
         self.embedded = len(new)
-        self.skipped = {file: known[key] for file, key in keys.items() if isinstance(known[key], str)}
-        self.files = [file for file in files if file not in self.skipped]
-        rows = [known[keys[file]] for file in self.files]
-        self.embeddings = torch.stack(rows) if rows else torch.empty(0, self.model.config.embedding_dim)
+        self.skipped = {file: faults[keys[file]] for file in files if keys[file] in faults}
+        self.files = [file for file in files if keys[file] in rows]
+        found = [rows[keys[file]] for file in self.files]
+        self.embeddings = torch.stack(found) if found else torch.empty(0, self.model.config.embedding_dim)
+
+        current = set(keys.values())
+        self.unsaved = None
+        if new or current != {*rows, *faults}:
+            try:
+                write_index(self.index, model_hash, [keys[file] for file in self.files], self.embeddings,
+                            {key: faults[key] for key in current & set(faults) - passing})
+            except OSError as error:  # the answer matters more than its being remembered
+                self.unsaved = str(error)
 
     def search(self, query, top_k=9):
         """Return the best `Match`es for a prompt, best first: at most top_k, fewer in a smaller gallery."""
@@ -141,10 +153,10 @@ def split_gallery(config, split=None):
 
 def writable(index):
     """Return `index`, or a file of the user's cache folder where the gallery's own folder is read-only."""
-    if os.access(index.parent, os.W_OK):
+    folder = index.parent
+    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # no write bit is a wish, for root too
         return index
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
-    cache.mkdir(parents=True, exist_ok=True)
     return cache / f"{hashlib.sha256(str(index.resolve()).encode()).hexdigest()[:24]}.safetensors"
 
 
@@ -168,23 +180,21 @@ def fingerprint(directory):
 
 
 def read_index(path, model_hash):
-    """Return {file key: (D,) embedding or reason} from an index; nothing from one of another model or a damaged one."""
+    """Return {file key: (D,) embedding} and {file key: reason}; nothing from an index of another model, or damaged."""
     try:
         with safe_open(path, "pt") as file:
             saved = json.loads(file.metadata()["index"])
             if saved["model"] == model_hash:
-                return {**dict(zip(saved["keys"], file.get_tensor("embeddings"), strict=True)), **saved["faults"]}
+                return dict(zip(saved["keys"], file.get_tensor("embeddings"), strict=True)), saved["faults"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         pass  # no index yet, or not one of ours: build it
-    return {}
+    return {}, {}
 
 
-def write_index(path, model_hash, known):
-    """Write {file key: (D,) embedding or reason} in one rename, so that an interruption leaves the previous index."""
-    rows = {key: value for key, value in known.items() if not isinstance(value, str)}
-    faults = {key: value for key, value in known.items() if isinstance(value, str)}
-    embeddings = torch.stack(list(rows.values())) if rows else torch.empty(0, 1)
-    about = json.dumps({"model": model_hash, "keys": list(rows), "faults": faults})
+def write_index(path, model_hash, keys, embeddings, faults):
+    """Write keys and their (N, D) embeddings in one rename, so that an interruption leaves the previous index."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = json.dumps({"model": model_hash, "keys": keys, "faults": faults})
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     temporary.write_bytes(save({"embeddings": embeddings}, metadata={"index": about}))
     temporary.replace(path)
@@ -199,9 +209,10 @@ def match_table(matches):
 
 
 def draw_matches(matches, title, path):
-    """Draw the matches in rows, best first, with the prompt as title and rank and score under each picture."""
+    """Draw at most 50 matches in rows, best first, with the prompt as title and rank and score under each picture."""
     from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
 
+    matches = matches[:MOST_DRAWN]
     columns = max(3, math.ceil(math.sqrt(len(matches)))) if len(matches) > 2 else len(matches)
     rows = math.ceil(len(matches) / columns)
     title = textwrap.fill(title, 20 * columns, max_lines=3, placeholder=" …")
@@ -211,7 +222,10 @@ def draw_matches(matches, title, path):
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(matches):
-            picture = Image.fromarray(read_image(matches[place].file, shrink_to=400))
+            try:
+                picture = Image.fromarray(read_image(matches[place].file, shrink_to=400))
+            except OSError:  # gone or damaged since it was embedded
+                picture = Image.new("RGB", (400, 400), "lightgrey")
             picture.thumbnail((400, 400))
             axes.imshow(picture)
             axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
@@ -233,6 +247,8 @@ def main(flags):
     kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
     count = f"{len(gallery.files):,} pictures of {gallery.name}"
     say(f"{checkpoint} on {count} ({kept}, {len(gallery.skipped)} unreadable)")
+    if gallery.unsaved:
+        say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if flags.query is not None:
@@ -244,11 +260,14 @@ def main(flags):
         wanted, title = str(flags.image), f"pictures like {flags.image.name}"
         matches = gallery.search_by_image(flags.image, flags.top_k)
     say(f"\n{title}\n{match_table(matches)}")
-    draw_matches(matches, title, flags.output)
-    say(f"\nwrote {flags.output}")
     if flags.json:
         found = [{"rank": match.rank, "file": str(match.file), "score": match.score} for match in matches]
         print(json.dumps({"query": wanted, "matches": found}))
+    try:
+        draw_matches(matches, title, flags.output)
+    except OSError as error:
+        raise UserError(f"--output {flags.output} cannot be written: {error}") from None
+    say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
 
 
 if __name__ == "__main__":

@@ -84,14 +84,21 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
-        with loading("image", name, "a timm name (timm.list_models() lists them) or local-dir:PATH"):
+        with loading("image", name, pretrained):
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
-            trained_with = self.backbone.pretrained_cfg
-            self.image_size = image_size or trained_with["input_size"][-1]
-            if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
-                self.backbone.set_input_size(img_size=(self.image_size, self.image_size))
-        self.feature_dim = self.backbone.head_hidden_size
+        trained_with = self.backbone.pretrained_cfg
+        self.image_size = image_size or trained_with["input_size"][-1]
+        size = (self.image_size, self.image_size)
+        if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
+            self.backbone.set_input_size(img_size=size)
+        try:  # a blank picture shows whether the size fits, and how wide the features are
+            with torch.inference_mode():
+                self.feature_dim = self.backbone.eval()(torch.zeros(1, 3, *size)).shape[1]
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"--image-size {self.image_size} does not fit the image tower {name}: {error}") from None
+        # channels_last: the memory order in which convolutions are fastest, on CPUs and tensor cores alike
+        self.backbone.train().to(memory_format=torch.channels_last)
         for key in ("mean", "std"):  # given for pixels from 0 to 1
             self.register_buffer(key, 255 * torch.tensor(trained_with[key]).view(1, 3, 1, 1), persistent=False)
 
@@ -99,7 +106,6 @@ class ImageEncoder(nn.Module):
         """(B, 3, S, S) -> (B, F). uint8 pixels (0 to 255) are normalised here; floats are taken as normalised."""
         if pixels.dtype == torch.uint8:
             pixels = (pixels - self.mean) / self.std
-        # channels_last: the memory order in which convolutions are fastest, on CPUs and tensor cores alike
         return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
 
     def save_config(self, directory):
@@ -114,6 +120,14 @@ class ImageEncoder(nn.Module):
         })
 
 
+def timm_model_args(name):
+    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
+    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
+
+
 class TextEncoder(nn.Module):
     """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
 
@@ -122,7 +136,7 @@ class TextEncoder(nn.Module):
     pooling: "cls" takes the first token's features, "mean" averages over the caption's tokens, padding left out.
     """
 
-    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=3, width=192):
+    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None):
         super().__init__()
         if name == "scratch":
             self.tokenizer = train_tokenizer(captions, max_tokens)
@@ -131,13 +145,15 @@ class TextEncoder(nn.Module):
                 n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id,
             ))
         else:
-            with loading("text", name, "a hub name, or a folder with config.json, safetensors and tokenizer"):
+            with loading("text", name, pretrained):
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-                if pretrained:  # the dtype is named, because transformers 5 keeps a half-precision file half-precise
+                # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
+                if pretrained:
                     self.backbone = AutoModel.from_pretrained(
                         name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
                 else:
-                    self.backbone = AutoModel.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+                    self.backbone = AutoModel.from_config(
+                        AutoConfig.from_pretrained(name, trust_remote_code=False), dtype=torch.float32)
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
@@ -196,6 +212,7 @@ class CLIP(nn.Module):
         # Learned as a logarithm, so that it stays positive and a step changes it by a factor.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
+            # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
         self.frozen = [tower for name, tower in (("image", image_encoder), ("text", text_encoder))
                        if config.freeze in (name, "both")]
@@ -215,8 +232,11 @@ class CLIP(nn.Module):
     @classmethod
     def from_pretrained(cls, directory):
         """Load a model directory, in eval mode on the CPU. Reads nothing outside it; raises UserError if damaged."""
-        directory = Path(directory)
+        directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
         config = Config.load(directory / "config.json")
+        for part in ("image_encoder/config.json", "text_encoder/config.json", "text_encoder/tokenizer.json"):
+            if not (directory / part).is_file():
+                raise UserError(f"{directory} is not a whole model directory: {part} is missing")
         model = cls(
             config,
             ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
@@ -276,6 +296,14 @@ class CLIP(nn.Module):
             return siglip_loss(image_embeddings, text_embeddings, scale, self.logit_bias)
         return {"clip": clip_loss, "soft": soft_clip_loss}[self.config.loss](image_embeddings, text_embeddings, scale)
 
+    def autocast(self):
+        """Return the context in which this model runs its matrix products in the precision it is configured for."""
+        device, precision = self.logit_scale.device, self.config.precision
+        if precision == "fp16" and device.type == "cpu":  # trained on a GPU, used without one
+            precision = "auto"
+        dtype = resolve_dtype(device, precision)
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
     @torch.no_grad()
     def clamp_logit_scale(self):
         """Keep the multiplier at or below 100; called after every optimiser step."""
@@ -290,13 +318,13 @@ def embed_images(model, loader):
     """Embed the files of a `dataset.image_loader`.
 
     Returns (N, D) float32 embeddings on the CPU of the files that could be read, their indices, and a dict of the
-    others, {index: reason}.
+    others, {index: OSError}.
     """
-    device = model.logit_scale.device
+    device, autocast = model.logit_scale.device, model.autocast()
     rows, indices, faults = [torch.empty(0, model.config.embedding_dim)], [], {}
     for pixels, good, bad in loader:
         if pixels is not None:
-            with autocast(device):
+            with autocast:
                 rows.append(model.encode_image(pixels.to(device)).cpu())
         indices += good
         faults |= bad
@@ -306,25 +334,16 @@ def embed_images(model, loader):
 @torch.inference_mode()
 def embed_texts(model, texts, batch_size=128):
     """Embed texts: (N, D) float32 on the CPU. Texts of like length share a batch, so little of it is padding."""
-    device = model.logit_scale.device
-    tower = model.text_encoder
+    device, autocast, tower = model.logit_scale.device, model.autocast(), model.text_encoder
     token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
     order = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
     embeddings = torch.empty(len(token_ids), model.config.embedding_dim)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         input_ids, mask = pad([token_ids[row] for row in rows], tower.pad_id)
-        with autocast(device):
+        with autocast:
             embeddings[rows] = model.encode_text(input_ids.to(device), mask.to(device)).cpu()
     return embeddings
-
-
-def timm_model_args(name):
-    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
-    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
 
 
 # ---------------------------------------------------------------- devices and files
@@ -349,14 +368,8 @@ def resolve_dtype(device, precision="auto"):
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
 
 
-def autocast(device, precision="auto"):
-    """Return the context in which a model runs its matrix products in the resolved dtype."""
-    dtype = resolve_dtype(device, precision)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
 @contextlib.contextmanager
-def loading(tower, name, allowed):
+def loading(tower, name, pretrained):
     """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
     huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
     transformers.logging.set_verbosity_error()
@@ -365,10 +378,14 @@ def loading(tower, name, allowed):
         yield
     except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
         reason = " ".join(str(error).split())[:240]
+        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
+                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
+        hint = f"--{tower}-encoder takes {takes}"
+        if pretrained:
+            hint += ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or type "
+                     "--no-pretrained for random weights")
         raise UserError(
-            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). Give --{tower}-encoder "
-            f"{allowed}; pretrained weights are fetched from the Hugging Face hub once, so connect, or use a folder, "
-            "or type --no-pretrained for random weights") from None
+            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). {hint}") from None
 
 
 def write_json(path, value):

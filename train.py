@@ -26,9 +26,17 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from data.sample_scenes import write_sample
-from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
+from dataset import (
+    SPLIT_FILES,
+    CaptionDataset,
+    inspect_dataset,
+    load_splits,
+    start_epoch,
+    train_transform,
+    training_loader,
+)
 from evaluate import evaluate_split, mean_recall, recall_table
-from models import CLIP, autocast, resolve_device, resolve_dtype, write_json
+from models import CLIP, resolve_device, resolve_dtype, write_json
 
 # ---------------------------------------------------------------- data
 
@@ -45,16 +53,23 @@ def load_data(config):
 
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{config.data_dir}: {sum(map(len, splits.values())):,} captions of photos: {counts}"]
-    lines += [f"  missing, left out: {name}" for name in faults["missing"]]
-    lines += [f"  unreadable, left out: {reason}" for reason in faults["unreadable"].values()]
-    lines += [f"  listed, but without captions: {name}" for name in faults["without captions"]]
-    lines += [f"  in two splits, kept out of train: {name}" for name in faults["in two splits"]]
-    for copies in faults["duplicates"]:
-        where = ", ".join(f"{name} ({split_of[name]})" for name in copies)
-        lines.append(f"  the same photo byte for byte: {where}")
-    for split in ("train", "dev"):
-        if splits.get(split) is None or splits[split].empty:
-            raise UserError(f"{config.data_dir} has no {split} photos to use. {' '.join(map(str.strip, lines[:4]))}")
+    for what, items in (
+        ("missing, left out", faults["missing"]),
+        ("unreadable, left out", list(faults["unreadable"].values())),
+        ("listed, but without captions", faults["without captions"]),
+        ("in no split, not used", faults["in no split"]),
+        ("in two splits, not trained on", faults["in two splits"]),
+        ("the same photo byte for byte", [" = ".join(f"{name} ({split_of[name]})" for name in copies)
+                                          for copies in faults["duplicates"]]),
+    ):
+        if items:
+            more = f" and {len(items) - 5:,} more" if len(items) > 5 else ""
+            lines.append(f"  {what}: {len(items):,} ({', '.join(items[:5])}{more})")
+    for split, least in (("train", 2), ("dev", 1)):
+        if split not in splits or splits[split]["image"].nunique() < least:
+            raise UserError(
+                f"{config.data_dir} needs at least {least} usable {split} photos: add {SPLIT_FILES[split]}, or remove "
+                f"all lists for a split by chance. {'; '.join(map(str.strip, lines))}")
     return splits, lines
 
 
@@ -88,8 +103,8 @@ def lr_share(step, steps, warmup):
 
 
 def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint):
-    """Show every photo once. Returns {"train_loss", "first_loss", "lr", "samples_per_second"} of the epoch."""
-    device = model.logit_scale.device
+    """Show every photo once. Returns the epoch's {"train_loss", "first_loss", "lr_heads", "samples_per_second"}."""
+    device, autocast = model.logit_scale.device, model.autocast()
     start_epoch(loader, epoch)
     model.train()
     losses, start = [], time.perf_counter()
@@ -101,7 +116,7 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
             group["lr"] = share * group["peak_lr"]
 
         pixels, input_ids, attention_mask = (tensor.to(device, non_blocking=True) for tensor in batch)
-        with autocast(device, config.precision):
+        with autocast:
             image_embeddings, text_embeddings = model(pixels, input_ids, attention_mask)  # (B, D), (B, D)
         loss = model.loss(image_embeddings, text_embeddings)  # in float32: softmax over similarities needs the digits
 
@@ -110,8 +125,9 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         losses.append(loss.item())
-        # fp16 overflows now and then: the scaler skips that step and lowers its scale. Anything else is a real fault.
-        if not math.isfinite(losses[-1]) or not (scaler.is_enabled() or math.isfinite(norm)):
+        # fp16 overflows now and then: the scaler skips that step and halves its scale. Anything else is a real fault.
+        overflow = scaler.is_enabled() and scaler.get_scale() > 1
+        if not math.isfinite(losses[-1]) or not (overflow or math.isfinite(norm)):
             rates = ", ".join(f"{group['part']} {group['lr']:.2g}" for group in optimizer.param_groups)
             raise UserError(
                 f"stopped at step {step + 1} (epoch {epoch}): loss {losses[-1]}, gradient norm {norm:.3g}, learning "
@@ -119,10 +135,10 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         scaler.step(optimizer)
         scaler.update()
         model.clamp_logit_scale()
-        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     seen = len(losses) * loader.batch_size
     return {
-        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr": share * config.lr_heads,
+        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": share * config.lr_heads,
         "samples_per_second": round(seen / (time.perf_counter() - start), 1),
     }
 
@@ -134,7 +150,7 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
 def replacing(directory):
     """Yield a new folder that takes the place of `directory` once everything in it has been written.
 
-    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: see `recover`.
+    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: `config.recover`.
     """
     new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
@@ -145,13 +161,6 @@ def replacing(directory):
         directory.rename(old)
     new.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(directory):
-    """Put back the previous version of a directory if a kill came between the two renames of `replacing`."""
-    old = directory.with_name(f".{directory.name}.old")
-    if old.exists() and not directory.exists():
-        old.rename(directory)
 
 
 def save_last(run_dir, model, optimizer, scaler, progress):
@@ -165,7 +174,7 @@ def save_last(run_dir, model, optimizer, scaler, progress):
 
 
 def load_last(run_dir, optimizer, scaler):
-    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best"}."""
+    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
     state = {}
     for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
         index, key = name.split(".")
@@ -174,34 +183,33 @@ def load_last(run_dir, optimizer, scaler):
     for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
         slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
     progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
-    scaler.load_state_dict(progress.pop("scaler"))
+    if state := progress.pop("scaler"):  # empty unless the run was in fp16, which another GPU need not be
+        scaler.load_state_dict(state)
     return progress
 
 
 def check_run_dir(config):
     """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
-    recover(config.run_dir / "last")
-    recover(config.run_dir / "best")
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise UserError(f"--run-dir {config.run_dir} is a file: name a folder")
     if not config.resume:
         if (config.run_dir / "last").exists():
             raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
         return
     saved = Config.load(config.run_dir / "last" / "config.json")
-    harmless = {"resume", "run_dir", "device", "workers", "data_dir", "epochs"}
-    if changed := set(differing_settings(config, saved)) - harmless:
-        changes = ", ".join(f"{name} {getattr(saved, name)} -> {getattr(config, name)}" for name in sorted(changed))
-        raise UserError(f"{config.run_dir} cannot go on with other settings ({changes}): leave these flags out")
+    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ")
+    if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
+        raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
 
 
 # ---------------------------------------------------------------- what a run shows
 
 
-def read_history(path, epochs):
-    """Return the lines of metrics.jsonl up to an epoch, and drop later ones, which a killed run left behind."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if epochs else []
-    rows = [row for row in rows if row["epoch"] <= epochs]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return rows
+def write_history(history, path):
+    """Write metrics.jsonl, a line an epoch. The whole file in one rename: a kill leaves no half line."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+    temporary.replace(path)
 
 
 def draw_curves(history, path):
@@ -243,8 +251,8 @@ def main(config, why):
     splits, report = load_data(config)
     print("\n".join(report))
 
-    print(f"towers: {config.image_encoder} and {config.text_encoder}, "
-          f"{'pretrained' if config.pretrained else 'random weights'}, frozen: {config.freeze}", flush=True)
+    weights = "pretrained" if config.pretrained else "random weights (--pretrained loads theirs)"
+    print(f"towers: {config.image_encoder} and {config.text_encoder}, {weights}, frozen: {config.freeze}", flush=True)
     torch.manual_seed(config.seed)
     if config.resume:
         model = CLIP.from_pretrained(config.run_dir / "last")
@@ -259,7 +267,9 @@ def main(config, why):
     loader = training_loader(pairs, config.batch_size, config.workers, pin_memory=device.type == "cuda")
     optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    progress = load_last(config.run_dir, optimizer, scaler) if config.resume else {"epoch": 0, "best": -1.0}
+    progress = {"epoch": 0, "best": -1.0, "history": []}
+    if config.resume:
+        progress = load_last(config.run_dir, optimizer, scaler)
 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -269,8 +279,6 @@ def main(config, why):
         print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
 
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    metrics_file = config.run_dir / "metrics.jsonl"
-    history = read_history(metrics_file, progress["epoch"])
     for epoch in range(progress["epoch"] + 1, config.epochs + 1):
         start = time.perf_counter()
         last_checkpoint = config.run_dir / "last" if epoch > 1 else "none yet"
@@ -279,17 +287,15 @@ def main(config, why):
         recall, _ = evaluate_split(model, splits["dev"], config.data_dir, config.batch_size, config.workers)
         row = {"epoch": epoch, **row, "logit_scale": model.logit_scale.exp().item(), **recall,
                "mean_recall": mean_recall(recall), "seconds": round(time.perf_counter() - start, 2)}
-        history.append(row)
         if row["mean_recall"] > progress["best"]:
             progress["best"] = row["mean_recall"]
             with replacing(config.run_dir / "best") as folder:
                 model.save_pretrained(folder)
         progress["epoch"] = epoch
-        # The line first: a kill between the two repeats an epoch; the other way round it would lose a line.
-        with metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        progress["history"].append(row)
         save_last(config.run_dir, model, optimizer, scaler, progress)
-        draw_curves(history, config.run_dir / "curves.png")
+        write_history(progress["history"], config.run_dir / "metrics.jsonl")
+        draw_curves(progress["history"], config.run_dir / "curves.png")
         print(epoch_line(row, config.epochs), flush=True)
 
     best = CLIP.from_pretrained(config.run_dir / "best").to(device)
@@ -305,5 +311,7 @@ if __name__ == "__main__":
         try:
             main(CONFIG, WHY)
         except KeyboardInterrupt:
-            print(f"\nstopped; finished epochs are saved: python train.py --resume --run-dir {CONFIG.run_dir}")
+            print("\nstopped")
+            if (CONFIG.run_dir / "last").exists():
+                print(f"finished epochs are saved; go on with: python train.py --resume --run-dir {CONFIG.run_dir}")
             sys.exit(130)

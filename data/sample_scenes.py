@@ -9,6 +9,7 @@ dev and test pictures show combinations never seen in training, made of parts th
 
 import csv
 import os
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ PLACES = {
     "forest": ["inside the forest", "inside a green forest", "in the woods", "among the trees of the forest"],
     "street": ["on a city street", "in the city", "in front of houses in town", "on a road beside houses"],
     "snow": ["in the snow", "on a snowy hill", "in a winter landscape", "on a cold winter day in the snow"],
-    "field": ["on a soccer field", "on the football pitch", "near a goal on the pitch", "on a sports field"],
+    "field": ["on a soccer field", "on the green pitch", "near a goal on the pitch", "on a sports field"],
     "desert": ["in the desert", "among desert dunes", "near cactuses", "in the dry sandy desert"],
     "night": ["at night", "under the moon", "near a tent at night", "in the dark under the stars"],
     "meadow": ["in a flower meadow", "in the park", "on green grass among flowers", "in a field of flowers"],
@@ -118,8 +119,12 @@ def all_scenes() -> list[Scene]:
             if not ODD.get(place, set()) & {subject, action, colour}]
 
 
-def captions_of(scene: Scene, rng: np.random.Generator) -> list[str]:
-    """Five captions in five word orders; four tell all four attributes, one leaves the colour out."""
+def captions_of(scene: Scene, rng: np.random.Generator, terse: bool = False) -> list[str]:
+    """Five captions in five word orders; four tell all four attributes, one leaves the colour out.
+
+    terse makes that one as short as what people type into a search box: "People sitting near the beach .",
+    "Playing soccer ." It is for training pictures; held-out captions have to tell their picture from the others.
+    """
 
     def five(options):
         return [options[i] for i in np.resize(rng.permutation(len(options)), 5)]
@@ -137,12 +142,16 @@ def captions_of(scene: Scene, rng: np.random.Generator) -> list[str]:
         many = who.split()[0] in ("two", "three", "people", "parents") or " and " in who
         if captions:  # every caption but the first tells the colour
             who = who.format(colour) if scene.subject in ANIMALS else f"{who} {wear}"
+        elif terse:
+            sentence = "{who} {doing} {where} ." if rng.random() < 0.7 else "{doing} {where} ."
+            who = "people" if scene.people and rng.random() < 0.5 else who
+            where = "" if scene.action == "soccer" and rng.random() < 0.5 else where
         who = who.replace(" {}", "").replace(" with fur", "")
         verb, *rest = verb.split(maxsplit=1)
         doing = " ".join([PARTICIPLES.get(verb, verb.removesuffix("e") + "ing"), *rest])
         does = " ".join([verb if many else verb + "s", *rest])
         text = sentence.format(who=who, where=where, doing=doing, does=does, be="are" if many else "is")
-        captions.append(text[0].upper() + text[1:])
+        captions.append(text[0].upper() + text[1:].replace("  ", " "))
     return [captions[i] for i in rng.permutation(5)]
 
 
@@ -641,12 +650,16 @@ def draw_scene(scene: Scene, rng: np.random.Generator, size: int = 192) -> np.nd
     return cv2.resize(canvas.pixels, (size, size), interpolation=cv2.INTER_AREA)
 
 
+FAVOURITE = 20.0
+
+
 def weight(scene: Scene) -> float:
     """How much likelier than others a scene is chosen: what people search for should be there to find."""
     favourites = (("beach", "sitting"), ("forest", "walking"))
     if scene.wet or (scene.people and (scene.place, scene.action) in favourites):
-        return 20.0
-    rare = 4.0 if scene.subject in OTHERS_DO else 1.0  # animals come in fewer combinations than people
+        return FAVOURITE
+    # animals and soccer come in fewer combinations than the rest
+    rare = 4.0 if scene.subject in OTHERS_DO or scene.action == "soccer" else 1.0
     return rare * (2.0 if scene.place in ("beach", "forest", "field") else 1.0)
 
 
@@ -672,10 +685,17 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
     rng = np.random.default_rng(seed)
     clocks = rng.exponential(size=len(scenes)) / [weight(scene) for scene in scenes]
     chosen = [scenes[i] for i in np.argsort(clocks)[:total]]
-    # Deal them out like cards, sorted by what they show, so that each split gets its share of everything.
-    chosen.sort(key=lambda one: (one.wet, "" if one.people else one.subject, one.action, one.place))
+    # Deal them out like cards, sorted by what they show, so that each split gets its share of everything; and first the
+    # favourites, a fifth each to dev and test.
+    chosen.sort(key=lambda one: (weight(one) < FAVOURITE, "" if one.people else one.subject, one.action, one.place))
     counts = {"train": train, "dev": dev, "test": test}
-    deal = sorted(((i + 0.5) / count, split) for split, count in counts.items() for i in range(count))
+    favourites = sum(weight(one) >= FAVOURITE for one in chosen)
+    first = {split: min(favourites // 5, counts[split]) for split in ("dev", "test")}
+    first["train"] = min(favourites - sum(first.values()), train)
+    deal = []
+    for hand in (first, {split: counts[split] - first[split] for split in counts}):
+        deal += [split for _, split in sorted(((i + 0.5) / count, split) for split, count in hand.items()
+                                              for i in range(count))]
     names = [f"scene_{number:05d}.jpg" for number in rng.permutation(total)]  # a name tells nothing
 
     def draw(number):
@@ -683,7 +703,7 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         picture = draw_scene(chosen[number], rng)[:, :, ::-1]  # OpenCV writes blue, green, red
         if not cv2.imwrite(str(folder / "Images" / names[number]), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
             raise OSError(f"could not write {names[number]} below {folder}")
-        return [(names[number], caption) for caption in captions_of(chosen[number], rng)]
+        return [(names[number], caption) for caption in captions_of(chosen[number], rng, deal[number] == "train")]
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, ThreadPoolExecutor(2) as pool:
@@ -694,10 +714,14 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
         for split in counts:
-            members = sorted(name for name, (_, dealt) in zip(names, deal, strict=True) if dealt == split)
+            members = sorted(name for name, dealt in zip(names, deal, strict=True) if dealt == split)
             (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(members) + "\n")
         os.rename(folder, directory)  # in one step, so an interrupted run leaves no half of a data set
 
 
 if __name__ == "__main__":
-    tyro.cli(write_sample)
+    try:
+        tyro.cli(write_sample)
+    except (ValueError, OSError) as error:  # counts that cannot be, a folder that exists, a full disk
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,15 +1,24 @@
 """What several test files share: a small drawn dataset, a run trained on it by the real command, and runners."""
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that would download something fails at once
+# A test that would download something fails at once, and finds nothing that somebody downloaded before.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="empty-hub-cache-")
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, BertConfig
 
 from data.sample_scenes import write_sample
+from dataset import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,6 +29,42 @@ def run_script(name, *arguments, cwd, check=True):
     process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
     assert not check or process.returncode == 0, process.stderr
     return process
+
+
+def save_image_tower(directory, architecture="test_resnet", size=32, **model_args):
+    """Write a timm tower with weights in local-dir form, with a normalisation of its own; returns it in eval mode."""
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    tower = timm.create_model(architecture, num_classes=0, **model_args).eval()
+    save_file(tower.state_dict(), directory / "model.safetensors")
+    known = tower.pretrained_cfg
+    (directory / "config.json").write_text(json.dumps({
+        "architecture": architecture, "model_args": model_args,
+        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_size": [3, size, size],
+                           "num_classes": 0, "first_conv": known["first_conv"], "classifier": known["classifier"]},
+    }))
+    return tower
+
+
+def save_text_tower(directory, captions, dtype=torch.float16):
+    """Write a small BERT and its tokenizer, by default in half precision; returns it in float32 and eval mode."""
+    tokenizer = train_tokenizer(captions, 32)
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(1)
+    model = AutoModel.from_config(BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=32)).to(dtype).eval()
+    model.save_pretrained(directory)
+    return model.float()
+
+
+@pytest.fixture(scope="session")
+def tower_flags(tmp_path_factory, sample_dir):
+    """Flags that name a small pretrained image tower and a small pretrained text tower, both local folders."""
+    directory = tmp_path_factory.mktemp("towers")
+    save_image_tower(directory / "image")
+    save_text_tower(directory / "text", ["Two people sit near the beach .", "A dog runs through the water ."])
+    return {"image_encoder": f"local-dir:{directory / 'image'}", "text_encoder": str(directory / "text")}
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,9 @@ def test_every_run_gets_a_folder_of_its_own():
 
 @pytest.mark.parametrize("flags, complaint", [
     (["--epochs", "0"], "--epochs 0 cannot be: it must be at least 1"),
-    (["--batch-size", "-3"], "--batch-size -3 cannot be: it must be at least 1"),
+    (["--batch-size", "1"], "--batch-size 1 cannot be: it must be at least 2"),
+    (["sample", "--freeze", "image"], "--freeze image would keep the random weights of the image tower"),
+    (["flickr8k", "--text-encoder", "scratch", "--freeze", "both"], "the random weights of the text tower"),
     (["--lr-image", "0"], "--lr-image 0.0 cannot be: it must be above 0"),
     (["--lr-text", "nan"], "--lr-text nan cannot be"),
     (["--warmup", "1"], "--warmup 1.0 cannot be: it must be from 0 to below 1"),
@@ -94,6 +96,8 @@ def test_impossible_flags_are_refused_and_named(flags, complaint, capsys):
     (["--query", "a dog", "--image", "dog.jpg"], "say what to look for"),
     (["--query", "  "], "--query is empty"),
     (["--query", "a dog", "--top-k", "0"], "--top-k 0 cannot be"),
+    (["--query", "a dog", "--batch-size", "0"], "--batch-size 0 cannot be"),
+    (["--query", "a dog", "--gallery", ".", "--split", "dev"], "leave it out with --gallery"),
 ])
 def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -101,10 +105,15 @@ def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
     assert stop.value.code == 2 and complaint in words(capsys)
 
 
-def test_evaluate_refuses_an_unknown_split(capsys):
+@pytest.mark.parametrize("flags, complaint", [
+    (["--split", "validation"], "'train', 'dev', 'test'"),
+    (["--batch-size", "0"], "--batch-size 0 cannot be"),
+    (["--workers", "-1"], "--workers -1 cannot be"),
+])
+def test_evaluate_refuses_what_cannot_be(flags, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(EvaluateConfig, ["--split", "validation"])
-    assert stop.value.code == 2 and "'train', 'dev', 'test'" in words(capsys)
+        parse(EvaluateConfig, flags)
+    assert stop.value.code == 2 and complaint in words(capsys)
 
 
 def test_saved_settings_come_back_equal():
@@ -170,8 +179,20 @@ def test_resume_takes_the_settings_of_the_run():
     assert (config.epochs, config.loss, config.resume, config.run_dir) == (7, "siglip", True, Path("runs/sample-1"))
     assert why == "resuming runs/sample-1"
     assert parse_train(["--resume"])[0].run_dir == Path("runs/sample-2")
-    assert parse_train(["sample", "--resume", "--epochs", "9"])[0].epochs == 9
+    assert parse_train(["--resume", "--run_dir=runs/sample-1"])[0].epochs == 7  # however the flag is written
+    config, why = parse_train(["sample", "--resume", "--epochs", "9"])
+    assert config.epochs == 9 and why == "resuming runs/sample-2 with epochs 5 -> 9"
 
 
-def test_differing_settings_are_named():
-    assert differing_settings(PRESETS["sample"], replace(PRESETS["sample"], seed=3, loss="soft")) == ["loss", "seed"]
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--run-dir", "runs/killed"]])
+def test_resume_finds_a_checkpoint_that_a_kill_left_between_two_renames(flags):
+    save_run("killed", seconds=0)
+    for part in ("last", "best"):
+        Path("runs/killed", part).rename(Path("runs/killed", f".{part}.old"))
+    assert parse_train(flags)[0].run_dir == Path("runs/killed")
+    assert checkpoint_dir(None) == Path("runs/killed/best")
+
+
+def test_differing_settings_are_told():
+    changed = replace(PRESETS["sample"], seed=3, loss="soft")
+    assert differing_settings(PRESETS["sample"], changed) == ["loss clip -> soft", "seed 0 -> 3"]

@@ -81,8 +81,9 @@ def test_csv_is_preferred_to_the_token_file(tmp_path):
     ("file,text\na.jpg,One\n", "captions.txt line 1: the header must be image,caption, not 'file,text'"),
     ("a.jpg,One\n", "line 1: the header must be image,caption"),
     ("image,caption\na.jpg,One\nb.jpg\n", "line 3: no comma between image and caption: 'b.jpg'"),
-    ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 3: unexpected end of data"),
-    ('image,caption\na.jpg,"Stop" sign\n', "line 2: .*write a quote inside quotes twice"),
+    ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 2: unexpected end of data"),
+    ('image,caption\na.jpg,One\nb.jpg,"Two\nc.jpg,Three\nd.jpg,"\n', "line 3: a quote opens here .* line 5"),
+    ('image,caption\na.jpg,"Stop" sign\n', "line 2: .*inside quotes, write a quote twice"),
     ("image,caption\n/etc/passwd,One\n", "line 2: '/etc/passwd' must be a file name inside"),
     ("image,caption\na.jpg,One\n../a.jpg,One\n", "line 3: '../a.jpg' must be a file name inside"),
     ("image,caption\n,One\n", "line 2: '' must be a file name inside"),
@@ -131,6 +132,13 @@ def test_official_lists_are_followed_and_unlisted_photos_left_out(tmp_path):
         "train": ["b.jpg", "b.jpg"], "dev": ["a.jpg", "a.jpg"]}
     with pytest.raises(UserError, match="no test photos.*--split train or --split dev"):
         split_table(tmp_path, "test")
+
+
+def test_a_list_that_is_not_utf8_is_named(tmp_path):
+    write_dataset(tmp_path, {"train": ["a.jpg"]})
+    (tmp_path / "Flickr_8k.devImages.txt").write_bytes(b"caf\xe9.jpg\n")
+    with pytest.raises(UserError, match="Flickr_8k.devImages.txt is not UTF-8"):
+        load_splits(tmp_path)
 
 
 def test_names_with_spaces_in_the_lists(tmp_path):
@@ -186,6 +194,7 @@ def test_inspection_finds_what_is_not_as_it_should_be(photos):
     assert report["duplicates"] == [["copy.jpg", "sound.jpg"]]
     assert report["in two splits"] == ["sound.jpg"]
     assert report["without captions"] == ["told.jpg"]
+    assert report["in no split"] == ["in no list.jpg"]
 
 
 def test_read_image_gives_upright_rgb(tmp_path):
@@ -195,7 +204,7 @@ def test_read_image_gives_upright_rgb(tmp_path):
     exif[0x0112] = 6  # the camera was held so that this must be turned by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     turned = read_image(tmp_path / "turned.png")
-    assert turned.shape == (60, 40, 3) and turned.dtype == np.uint8
+    assert turned.shape == (60, 40, 3) and turned.dtype == np.uint8 and turned.flags.writeable
     assert (turned[:30] == (255, 0, 0)).all() and (turned[30:] == 0).all()  # what was left is on top
 
 
@@ -206,11 +215,26 @@ def test_read_image_takes_every_colour_mode(tmp_path, mode):
     assert (read_image(path) == 255).all() and read_image(path).shape == (6, 8, 3)
 
 
+@pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path, dtype, mode):
+    ramp = np.tile(np.linspace(0, 60000, 256), (4, 1)).astype(dtype)
+    Image.fromarray(ramp).save(tmp_path / "deep.tiff")
+    assert Image.open(tmp_path / "deep.tiff").mode == mode
+    pixels = read_image(tmp_path / "deep.tiff")
+    assert np.abs(pixels[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_transparency_becomes_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (read_image(tmp_path / "clear.png") == 255).all()
+
+
 def test_image_loader_gives_reasons_instead_of_broken_pixels(photos):
     paths = [photos / "Images" / name for name in ("text.jpg", "sound.jpg", "empty.jpg", "missing.jpg")]
     pixels, good, bad = next(iter(image_loader(paths, 48, batch_size=4)))
     assert pixels.shape == (1, 3, 48, 48) and pixels.dtype == torch.uint8 and good == [1]
-    assert set(bad) == {0, 2, 3} and all(str(paths[place]) in reason for place, reason in bad.items())
+    assert set(bad) == {0, 2, 3} and all(str(paths[place]) in str(error) for place, error in bad.items())
+    assert [bad[place].errno is None for place in (0, 2, 3)] == [True, True, False]  # content, content, a missing file
 
 
 def test_evaluation_squeezes_the_whole_photo():

@@ -1,11 +1,15 @@
 """evaluate.py: recall on matrices worked out by hand, against a naive reference, and against cheating."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from dataset import split_table
 from evaluate import evaluate_split, mean_recall, ranks_of, recall_summary, recall_table, retrieval_metrics
+from models import CLIP
 
 
 def naive_ranks(scores, matches):
@@ -96,11 +100,6 @@ def test_mean_recall_leaves_the_ranks_out():
 
 
 def test_photos_that_cannot_be_read_are_left_out_with_their_captions(tmp_path, sample_dir, checkpoint):
-    import shutil
-
-    from dataset import split_table
-    from models import CLIP
-
     shutil.copytree(sample_dir, tmp_path / "data")
     table = split_table(tmp_path / "data", "test")
     first, second = table["image"].unique()[:2]

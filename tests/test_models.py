@@ -1,15 +1,15 @@
 """models.py: losses against naive loops and numbers by hand, towers that stay frozen, directories that load again."""
 
-import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from conftest import save_image_tower, save_text_tower
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, DistilBertConfig
+from transformers import DistilBertConfig
 
 from config import PRESETS, UserError
 from dataset import pad, tokenize, train_tokenizer
@@ -148,37 +148,20 @@ def test_any_timm_tower_at_the_size_asked_for(name):
 
 def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
     """A local folder with its own mean, standard deviation, size and padding type: nothing comes from a constant."""
-    source = timm.create_model("mobilenetv2_050", num_classes=0, pad_type="same")
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({
-        "architecture": "mobilenetv2_050", "num_features": 1280, "model_args": {"pad_type": "same"},
-        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_size": [3, 96, 96],
-                           "num_classes": 0, "first_conv": "conv_stem", "classifier": "classifier"},
-    }))
+    source = save_image_tower(tmp_path, "mobilenetv2_050", size=96, pad_type="same")
     tower = ImageEncoder(f"local-dir:{tmp_path}").eval()
     pixels = pixel_batch(2, 96)
     by_hand = (pixels / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
     with torch.inference_mode():
-        expected = source.eval()(by_hand)
+        expected = source(by_hand)
         assert tower.image_size == 96
         assert torch.allclose(tower(pixels), expected, atol=1e-4)
         assert torch.allclose(tower(by_hand), expected, atol=1e-4)  # floats are taken as normalised already
 
 
-def save_bert(directory, dtype):
-    """A small BERT with its tokenizer, on disk."""
-    tokenizer = train_tokenizer(CAPTIONS, 32)
-    tokenizer.save_pretrained(directory)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=32)
-    model = AutoModel.from_config(config).to(dtype).eval()
-    model.save_pretrained(directory)
-    return model.float()
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_half_precision_bert_from_a_folder(tmp_path, pooling):
-    bert = save_bert(tmp_path, torch.float16)
+    bert = save_text_tower(tmp_path, CAPTIONS)
     tower = TextEncoder(str(tmp_path), pooling=pooling).eval()
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
     token_ids = tokenize(tower.tokenizer, CAPTIONS, 32)
@@ -190,10 +173,16 @@ def test_a_half_precision_bert_from_a_folder(tmp_path, pooling):
 
 
 def test_without_pretrained_the_weights_of_the_folder_are_not_used(tmp_path):
-    bert = save_bert(tmp_path, torch.float32)
+    bert = save_text_tower(tmp_path, CAPTIONS)
     tower = TextEncoder(str(tmp_path), pretrained=False)
     name = "encoder.layer.0.output.dense.weight"
     assert not torch.allclose(tower.backbone.state_dict()[name], bert.state_dict()[name])
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
+
+
+def test_an_image_size_that_does_not_fit_is_named():
+    with pytest.raises(UserError, match="--image-size 70 does not fit the image tower test_vit"):
+        ImageEncoder("test_vit", pretrained=False, image_size=70)
 
 
 @pytest.mark.parametrize("build, complaint", [
@@ -203,8 +192,7 @@ def test_without_pretrained_the_weights_of_the_folder_are_not_used(tmp_path):
     (lambda: TextEncoder("distilbert-base-uncased"), "text tower 'distilbert-base-uncased'.*connect"),
     (lambda: TextEncoder("./nowhere"), "text tower './nowhere'.*--text-encoder"),
 ])
-def test_towers_that_cannot_be_had_end_in_one_line(build, complaint, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+def test_towers_that_cannot_be_had_end_in_one_line(build, complaint):
     with pytest.raises(UserError, match=complaint) as error:
         build()
     assert "\n" not in str(error.value)
@@ -270,9 +258,14 @@ def step(model):
     return before, model.state_dict()
 
 
+def pretrained_clip(tower_flags, **changes):
+    torch.manual_seed(0)
+    return CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, **tower_flags, **changes))
+
+
 @pytest.mark.parametrize("freeze", ["none", "image", "text", "both"])
-def test_frozen_towers_change_neither_weights_nor_statistics(freeze):
-    model = small_clip(freeze=freeze)
+def test_frozen_towers_change_neither_weights_nor_statistics(tower_flags, freeze):
+    model = pretrained_clip(tower_flags, freeze=freeze, fix_batch_norm=False)
     before, after = step(model)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     towers = {"none": {"image_encoder", "text_encoder"}, "image": {"text_encoder"}, "text": {"image_encoder"},
@@ -281,23 +274,19 @@ def test_frozen_towers_change_neither_weights_nor_statistics(freeze):
     assert not any(parameter.grad is not None for tower in model.frozen for parameter in tower.parameters())
 
 
-def test_frozen_towers_are_in_eval_mode_and_heads_are_not():
-    model = small_clip(freeze="both").train()
-    assert not model.image_encoder.training and not model.text_encoder.training
-    assert not any(module.training for module in model.text_encoder.modules())
+def test_frozen_towers_are_in_eval_mode_and_heads_are_not(tower_flags):
+    model = pretrained_clip(tower_flags, freeze="both").train()
+    assert not any(module.training for tower in (model.image_encoder, model.text_encoder) for module in tower.modules())
     assert model.image_head.training and model.text_head.training
 
 
-def test_pretrained_batch_norm_keeps_its_statistics_but_learns_its_weights():
-    # Config.pretrained is set afterwards: pretrained weights cannot be fetched in a test.
-    model = small_clip()
-    model.config = replace(model.config, pretrained=True)
-    before, after = step(model)
-    statistics = [name for name in before if "running_" in name]
-    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
-    assert not torch.equal(before["image_encoder.backbone.bn1.weight"], after["image_encoder.backbone.bn1.weight"])
-    before, after = step(small_clip())
-    assert not torch.equal(before[statistics[0]], after[statistics[0]])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_pretrained_batch_norm_keeps_its_statistics_but_learns_its_weights(tower_flags, fixed):
+    before, after = step(pretrained_clip(tower_flags, fix_batch_norm=fixed))
+    statistics = [name for name in before if "running_mean" in name]
+    assert statistics and all(torch.equal(before[name], after[name]) == fixed for name in statistics)
+    weight = statistics[0].replace("running_mean", "weight")
+    assert not torch.equal(before[weight], after[weight])
 
 
 @pytest.mark.parametrize("changes", [
@@ -317,16 +306,12 @@ def test_a_model_directory_gives_the_same_embeddings(tmp_path, changes):
 
 def test_a_saved_model_keeps_its_towers_settings(tmp_path):
     """Padding type and normalisation of a local tower travel with the model; its folder is not needed again."""
-    source = tmp_path / "tower"
-    source.mkdir()
-    (source / "config.json").write_text(json.dumps({
-        "architecture": "mobilenetv2_050", "model_args": {"pad_type": "same"},
-        "pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3], "input_size": [3, 96, 96], "num_classes": 0,
-                           "first_conv": "conv_stem", "classifier": "classifier"}}))
+    save_image_tower(tmp_path / "tower", "mobilenetv2_050", size=96, pad_type="same")
     torch.manual_seed(0)
-    model = CLIP.from_config(replace(SMALL, image_encoder=f"local-dir:{source}", image_size=None), CAPTIONS).eval()
+    model = CLIP.from_config(
+        replace(SMALL, image_encoder=f"local-dir:{tmp_path / 'tower'}", image_size=None), CAPTIONS).eval()
     model.save_pretrained(tmp_path / "model")
-    (source / "config.json").unlink()
+    shutil.rmtree(tmp_path / "tower")
     loaded = CLIP.from_pretrained(tmp_path / "model")
     assert loaded.config.image_size == 96
     with torch.inference_mode():
@@ -352,9 +337,10 @@ def test_damaged_model_directories_are_one_clear_line(tmp_path):
         assert "\n" not in str(error.value)
         weights.write_bytes(content)
     CLIP.from_pretrained(tmp_path)
-    (tmp_path / "text_encoder" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match="text_encoder"):
-        CLIP.from_pretrained(tmp_path)
+    for part in ("text_encoder/tokenizer.json", "image_encoder/config.json"):
+        (tmp_path / part).unlink()
+        with pytest.raises(UserError, match=f"is not a whole model directory: {part} is missing"):
+            CLIP.from_pretrained(tmp_path)
 
 
 def test_nothing_that_is_saved_is_a_pickle(tmp_path):
@@ -369,9 +355,14 @@ def test_a_gpu_that_is_not_there_is_said_so():
     assert resolve_device("auto").type == "cpu"
 
 
-def test_precision_is_resolved_once():
+def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
     assert resolve_dtype(cpu, "fp32") == torch.float32 and resolve_dtype(cpu, "bf16") == torch.bfloat16
     assert resolve_dtype(cpu, "auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         resolve_dtype(cpu, "fp16")
+    dtypes = {}
+    for precision in ("fp32", "bf16", "fp16"):  # a model trained in fp16 can still be used on a CPU
+        with small_clip(precision=precision).autocast():
+            dtypes[precision] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert (dtypes["fp32"], dtypes["bf16"]) == (torch.float32, torch.bfloat16) and dtypes["fp16"] != torch.float16

@@ -14,10 +14,10 @@ import torch
 from conftest import ROOT, run_script
 from PIL import Image
 
-from config import PRESETS, UserError
+from config import PRESETS, UserError, recover
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from models import CLIP
-from train import lr_share, parameter_groups, recover, replacing, train_one_epoch
+from train import lr_share, parameter_groups, replacing, train_one_epoch
 
 
 def lines_of(run_dir):
@@ -42,8 +42,9 @@ def test_learning_rate_rises_and_falls_by_hand():
 
 def test_parameter_groups_hold_each_trained_parameter_once(sample_dir):
     captions = load_splits(sample_dir)["train"]["caption"]
-    config = replace(PRESETS["sample"], lr_heads=1.0, lr_image=2.0, lr_text=3.0, weight_decay=0.5, freeze="text")
+    config = replace(PRESETS["sample"], lr_heads=1.0, lr_image=2.0, lr_text=3.0, weight_decay=0.5)
     model = CLIP.from_config(config, captions)
+    model.text_encoder.requires_grad_(False)
     groups = parameter_groups(model, config)
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -57,22 +58,62 @@ def test_parameter_groups_hold_each_trained_parameter_once(sample_dir):
     assert id(next(model.text_encoder.parameters())) not in where
 
 
-@pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_stops_the_run(sample_dir, poison):
+SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64)
+
+
+def small_set_up(sample_dir, config=SMALL):
+    """A small model and what trains it: (model, loader of 3 batches, optimizer)."""
     table = load_splits(sample_dir)["train"]
-    config = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64)
+    torch.manual_seed(0)
     model = CLIP.from_config(config, table["caption"])
     pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, train_transform(32), 64)
+    return model, training_loader(pairs, 32), torch.optim.AdamW(parameter_groups(model, config))
+
+
+def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(sample_dir):
+    config = replace(SMALL, epochs=2, warmup=0.5, grad_clip=0.01, lr_image=1e-3, lr_text=2e-3, lr_heads=4e-3)
+    model, loader, optimizer = small_set_up(sample_dir, config)
+    model.logit_scale.data.fill_(9.0)
+    rates, norms = [], []
+
+    def watch(optimizer, *_):
+        rates.append({group["part"]: group["lr"] for group in optimizer.param_groups})
+        norms.append(torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]
+                                  if p.grad is not None]).norm().item())
+
+    optimizer.register_step_pre_hook(watch)
+    # A scaler that multiplies the loss by 1024: gradients must be divided again before they are clipped.
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    row = train_one_epoch(model, loader, optimizer, scaler, config, 1, "none yet")
+    for step, rate in enumerate(rates):  # 3 of 6 steps, all of them warm-up
+        assert rate == pytest.approx({part: peak * (step + 1) / 3
+                                      for part, peak in (("heads", 4e-3), ("image", 1e-3), ("text", 2e-3))})
+    assert len(rates) == 3 and norms == pytest.approx([0.01] * 3, rel=1e-2)
+    assert 4.5 < model.logit_scale.item() < math.log(100) + 1e-6  # 9.0 would have been a multiplier of 8103
+    assert row["lr_heads"] == 4e-3 and row["samples_per_second"] > 0
+
+
+@pytest.mark.parametrize("poison, scaled", [("loss", False), ("loss", True), ("gradient", False)])
+def test_a_number_that_is_not_finite_stops_the_run(sample_dir, poison, scaled):
+    model, loader, optimizer = small_set_up(sample_dir)
     if poison == "loss":
         model.text_head.norm.bias.data.fill_(torch.nan)
     else:
         model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     before = model.image_head.projection.weight.clone()
     with pytest.raises(UserError, match=r"step 1 .*learning rates heads .*image .*text .*runs/x/last"):
-        train_one_epoch(model, training_loader(pairs, 32), optimizer, scaler, config, 1, "runs/x/last")
+        train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", enabled=scaled), SMALL, 1, "runs/x/last")
     assert torch.equal(before, model.image_head.projection.weight)  # nothing was spoilt
+
+
+def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
+    model, loader, optimizer = small_set_up(sample_dir)
+    model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
+    before = model.image_head.projection.weight.clone()
+    train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", init_scale=64.0), SMALL, 1, "none yet")
+    assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
+    with pytest.raises(UserError, match="stopped at step 3"):
+        train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", init_scale=4.0), SMALL, 1, "none yet")
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
@@ -100,8 +141,6 @@ def test_a_run_leaves_what_it_promises(workplace):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert abs(rows[0]["first_loss"] / math.log(32) - 1) < 0.05  # chance: unlike pairs, a model that knows nothing
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.5
-    best = max(range(4), key=lambda epoch: rows[epoch]["mean_recall"])
-    assert json.loads((run_dir / "last" / "trainer.json").read_text())["best"] == rows[best]["mean_recall"]
     with Image.open(run_dir / "curves.png") as curves:
         assert curves.format == "PNG" and curves.width > 800
     suffixes = {path.suffix for path in run_dir.rglob("*") if path.is_file()}
@@ -128,6 +167,15 @@ def test_evaluate_shows_the_figures_that_training_showed(workplace):
     assert table[0].split()[3] == f"{figures['text_to_image']['R@1']:.1f}"
 
 
+def test_best_holds_the_epoch_with_the_highest_mean_recall_on_dev(workplace):
+    rows = lines_of(workplace / "runs" / "first")
+    best = max(rows, key=lambda row: row["mean_recall"])
+    run_script("evaluate.py", "--split", "dev", "--json", "dev.json", cwd=workplace)
+    figures = json.loads((workplace / "dev.json").read_text())
+    assert figures["text_to_image"] == best["text_to_image"] and figures["image_to_text"] == best["image_to_text"]
+    assert json.loads((workplace / "runs/first/last/trainer.json").read_text())["best"] == best["mean_recall"]
+
+
 def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
     run_dir = workplace / "runs" / "killed"
     command = [sys.executable, str(ROOT / "train.py"), *map(str, train_flags), "--run-dir", "runs/killed"]
@@ -140,7 +188,9 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
     process.wait()
     finished = json.loads(trainer.read_text())["epoch"]
     assert finished in (2, 3)
-    (run_dir / "metrics.jsonl").open("a").write('{"epoch": 4}\n')  # a line that outlived its checkpoint
+    (run_dir / "metrics.jsonl").open("a").write('{"epoch": 4, "tra')  # a line torn by the kill
+    shutil.rmtree(run_dir / ".last.old", ignore_errors=True)
+    (run_dir / "last").rename(run_dir / ".last.old")  # as if it had come between the two renames
 
     resumed = run_script("train.py", "--resume", "--run-dir", "runs/killed", cwd=workplace).stdout
     assert resumed.splitlines()[0] == "resuming runs/killed"
@@ -152,9 +202,9 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
 
 @pytest.mark.parametrize("flags, complaint", [
     (["--run-dir", "runs/first"], "runs/first already holds a run: add --resume"),
-    (["--run-dir", "runs/first", "--resume", "--loss", "soft"], "other settings (loss clip -> soft)"),
+    (["--run-dir", "runs/first", "--resume", "--loss", "soft"], "other settings (loss clip -> soft): drop these flags"),
     (["--run-dir", "runs/none", "--resume"], "runs/none/last is not a model directory"),
-    (["--image-encoder", "test_vit", "--image-size", "70"], "'test_vit'"),
+    (["--run-dir", "train.log"], "--run-dir train.log is a file"),
     (["--data-dir", "nowhere"], "there is no dataset folder nowhere"),
     (["--data-dir", "empty"], "empty has no captions.txt"),
     (["--device", "cuda"], "--device cpu"),
@@ -179,14 +229,26 @@ def test_broken_and_missing_photos_are_named_and_left_out(tmp_path, sample_dir, 
     flags = [*train_flags, "--data-dir", "data", "--epochs", 1, "--run-dir", "run", "--image-encoder", "test_resnet"]
     output = run_script("train.py", *flags, cwd=tmp_path).stdout
     assert "train 94, dev 16, test 16" in output
-    assert f"missing, left out: {names[0]}" in output and f"unreadable, left out: data/Images/{names[1]}" in output
+    assert f"missing, left out: 1 ({names[0]})" in output and "unreadable, left out: 1 (data/Images/" in output
 
 
-def test_frozen_towers_keep_their_weights_through_a_run(workplace, train_flags):
-    run_script("train.py", *train_flags, "--epochs", 1, "--freeze", "both", "--run-dir", "runs/frozen", cwd=workplace)
+def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(workplace, sample_dir, tower_flags):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in tower_flags.items()]
+    output = run_script("train.py", "flickr8k", "--data-dir", sample_dir, *flags, "--freeze", "both", "--epochs", 1,
+                        "--batch-size", 32, "--workers", 2, "--run-dir", "runs/frozen", cwd=workplace).stdout
+    assert "pretrained, frozen: both" in output
     trained = CLIP.from_pretrained(workplace / "runs" / "frozen" / "last")
-    torch.manual_seed(0)  # the seed of the run: towers from scratch start alike
-    fresh = CLIP.from_config(trained.config, load_splits(trained.config.data_dir)["train"]["caption"])
+    torch.manual_seed(0)  # the seed of the run: heads start alike
+    fresh = CLIP.from_config(trained.config)
     for name, tensor in fresh.state_dict().items():
         same = torch.equal(tensor, trained.state_dict()[name])
         assert same == name.startswith(("image_encoder", "text_encoder")), name
+
+
+def test_the_two_commands_of_the_readme_in_an_empty_folder(tmp_path):
+    output = run_script("train.py", "--epochs", 1, cwd=tmp_path).stdout
+    assert output.startswith("preset sample, because there is no data/flickr8k")
+    assert "data/sample: 8,000 captions of photos: train 1,200, dev 200, test 200" in output
+    assert len(list(tmp_path.glob("runs/sample-*/best/model.safetensors"))) == 1
+    found = run_script("inference.py", "--query", "people sitting near the beach", cwd=tmp_path).stdout
+    assert "on 200 pictures of data/sample (test split)" in found and (tmp_path / "matches.png").exists()

@@ -1,0 +1,66 @@
+"""The real Flickr8k and real towers, where they are at hand: set FLICKR8K_DIR and TOWERS_DIR to run these.
+
+TOWERS_DIR holds `mobilenetv2_100` (timm's local-dir form) and `minilm-l6` (a BERT in half precision).
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import PRESETS
+from dataset import (
+    image_loader,
+    image_path,
+    inspect_dataset,
+    load_splits,
+    read_captions,
+    read_text,
+    split_images,
+    token_rows,
+)
+from models import CLIP, embed_images, embed_texts
+
+FLICKR8K, TOWERS = (os.environ.get(name) for name in ("FLICKR8K_DIR", "TOWERS_DIR"))
+needs_photos = pytest.mark.skipif(not FLICKR8K, reason="FLICKR8K_DIR is not set")
+needs_towers = pytest.mark.skipif(not (FLICKR8K and TOWERS), reason="FLICKR8K_DIR or TOWERS_DIR is not set")
+
+
+@needs_photos
+def test_both_captions_files_say_the_same():
+    table = read_captions(FLICKR8K)
+    token_file = Path(FLICKR8K) / "Flickr8k.token.txt"
+    original = {(image, caption.strip()) for _, image, caption in token_rows(read_text(token_file), token_file)}
+    assert set(table.itertuples(index=False, name=None)) == {
+        (image, caption) for image, caption in original if not image.endswith(".1")}
+    assert (table["image"].value_counts() == 5).all()
+    assert table["caption"].str.contains(",").sum() > 1000
+
+
+@needs_photos
+def test_the_official_splits_and_the_known_faults():
+    assert {split: len(names) for split, names in split_images(FLICKR8K, []).items() if split != "test"} == {
+        "train": 6000, "dev": 1000}
+    splits = load_splits(FLICKR8K)
+    assert not set(splits["train"]["image"]) & set(splits["dev"]["image"])
+    report = inspect_dataset(FLICKR8K, progress=False)
+    assert report["duplicates"] == [["2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"]]
+    assert not any(report[fault] for fault in ("missing", "unreadable", "in two splits", "without captions"))
+
+
+@needs_towers
+def test_pretrained_towers_through_the_flags_and_back(tmp_path):
+    config = replace(PRESETS["flickr8k"], data_dir=Path(FLICKR8K), freeze="both",
+                     image_encoder=f"local-dir:{TOWERS}/mobilenetv2_100", text_encoder=f"{TOWERS}/minilm-l6")
+    torch.manual_seed(0)
+    model = CLIP.from_config(config).eval()
+    assert (model.image_encoder.feature_dim, model.text_encoder.feature_dim) == (1280, 384)
+    model.save_pretrained(tmp_path)
+    table = load_splits(FLICKR8K)["dev"].head(20)
+    paths = [image_path(FLICKR8K, name) for name in table["image"].unique()]
+    again = CLIP.from_pretrained(tmp_path)
+    assert torch.equal(embed_texts(model, table["caption"]), embed_texts(again, table["caption"]))
+    images = [embed_images(clip, image_loader(paths, 224, 4))[0] for clip in (model, again)]
+    assert torch.equal(*images) and len(images[0]) == 4
