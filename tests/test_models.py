@@ -205,7 +205,7 @@ def test_projection_head_is_the_one_described():
     gelu = projected * 0.5 * (1 + torch.erf(projected / math.sqrt(2)))
     summed = projected + gelu @ head.hidden.weight.T + head.hidden.bias
     centred = summed - summed.mean(dim=1, keepdim=True)
-    expected = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    expected = centred / (centred.square().mean(dim=1, keepdim=True) + 1e-5).sqrt() + head.norm.bias
     assert torch.allclose(head(features), expected, atol=1e-5)
 
 
@@ -229,6 +229,18 @@ def test_embed_texts_keeps_the_order():
     for row, text in enumerate(texts):
         assert torch.allclose(together[row], embed_texts(model, [text])[0], atol=2e-2)  # bf16 where the CPU has it
         assert (together @ together[row]).argmax() == row
+
+
+def test_training_starts_at_chance(tower_flags):
+    """Unlike pairs and heads that know nothing: the first loss is ln B, whatever the towers and the seed."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for model in (small_clip(), CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, **tower_flags))):
+            with torch.inference_mode():
+                count = 3 * len(CAPTIONS)
+                texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 3)]
+                loss = model.eval().loss(*model(pixel_batch(count), *text_batch(model, texts)))
+            assert abs(loss.item() / math.log(count) - 1) < 0.05
 
 
 def test_logit_scale_starts_at_the_temperature_and_is_clamped():
