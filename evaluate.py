@@ -43,7 +43,7 @@ def ranks_of(query_embeddings, gallery_embeddings, query_group, gallery_group, c
 
 def recall_summary(ranks):
     """Return {"R@1", "R@5", "R@10"} in percent and {"median_rank"} of ranks (Q,) that start at 1."""
-    ranks = ranks.numpy()
+    ranks = ranks.cpu().numpy()
     summary = {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in (1, 5, 10)}
     return {**summary, "median_rank": float(np.median(ranks))}
 
@@ -55,8 +55,8 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
     caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
     Raises ValueError for shapes or rows that do not fit.
     """
-    image_of_text = torch.as_tensor(image_of_text)
-    images = torch.arange(len(image_embeddings))
+    images = torch.arange(len(image_embeddings), device=image_embeddings.device)
+    image_of_text = torch.as_tensor(image_of_text, device=image_embeddings.device)
     if image_of_text.shape != (len(text_embeddings),) or not torch.isin(image_of_text, images).all():
         raise ValueError(f"image_of_text must hold a row from 0 to {len(images) - 1} for each of the "
                          f"{len(text_embeddings)} captions")
