@@ -100,11 +100,11 @@ class Config:
         refuse(self, "head_dropout warmup", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "workers weight_decay seed split_seed", "at least 0", lambda v: 0 <= v < 2**32)
         refuse(self, "lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
-        random = {"image": not self.pretrained, "text": not self.pretrained or self.text_encoder == "scratch"}
-        for tower, is_random in random.items():
-            if is_random and self.freeze in (tower, "both"):
+        is_random = {"image": not self.pretrained, "text": not self.pretrained or self.text_encoder == "scratch"}
+        for tower in ("image", "text"):
+            if is_random[tower] and self.freeze in (tower, "both"):
                 raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
-                                "freeze pretrained towers only (--pretrained)")
+                                f"name a pretrained tower with --{tower}-encoder, and add --pretrained")
 
     def save(self, path):
         """Write the settings as JSON; plain types only, so that nothing needs unpickling."""
@@ -117,7 +117,7 @@ class Config:
         path = Path(path)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
@@ -194,8 +194,12 @@ class InferenceConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        if (self.query is None) == (self.image is None):
+        if self.query is not None and self.image is not None:
+            raise UserError("give either --query or --image, not both")
+        if self.query is None and self.image is None:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
+        if self.image is not None and not self.image.is_file():
+            raise UserError(f"--image {self.image} is not a file")
         if self.query is not None and not self.query.strip():
             raise UserError("--query is empty: describe a picture in a few words")
         if self.gallery is not None and self.split is not None:
@@ -258,7 +262,8 @@ def newest_run(holding, pattern="*"):
     """Return the folder `runs/<pattern>` whose file `holding` was written last."""
     files = sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime)
     if not files:
-        raise UserError(f"there is no {Path('runs') / pattern / holding}: train a model first (python train.py)")
+        raise UserError(f"there is no {Path('runs') / pattern / holding} in {Path.cwd()}: train a model first (python "
+                        "train.py), or name one with --checkpoint")
     return files[-1].parents[len(Path(holding).parts) - 1]
 
 

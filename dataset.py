@@ -1,8 +1,8 @@
 """From a captions file to batches: table, splits, checks, transforms, loader.
 
     captions.txt ─ read_captions ─> table (image, caption) ─ split_images ─> train / dev / test
-    one photo    ─ read_image ─> (H, W, 3) uint8 ─ transform ─> (3, S, S) uint8 ┐
-    one caption  ─ tokenizer ──> token ids                                      ┴ collate ─> a batch
+    one photo    ─ read_image ─> (H, W, 3) uint8 ─ transform ─> (S, S, 3) uint8 ┐
+    one caption  ─ tokenizer ──> token ids                                      ┴ collate ─> (B, 3, S, S), (B, T)
 
 Pixels stay uint8 until they reach the model, which normalises them on its own device: a quarter of the bytes to
 move, and one place that knows the tower's mean and standard deviation.
@@ -102,7 +102,8 @@ def csv_rows(lines, path):
                 yield line, row[0].strip(), ",".join(row[1:])  # a comma without quotes is still caption
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path} line {line}: {error}; inside quotes, write a quote twice") from None
+        fault = "a quote opens here and never closes" if "end of data" in str(error) else error
+        raise UserError(f"{path} line {line}: {fault}; inside quotes, write a quote twice") from None
 
 
 def token_rows(lines, path):
@@ -139,7 +140,8 @@ def load_splits(data_dir, split_seed=0):
     A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
     """
     table = read_captions(data_dir)
-    names = {split: set(images) for split, images in split_images(data_dir, table["image"], split_seed).items()}
+    there = [name for name in table["image"].unique() if image_path(data_dir, name).is_file()]
+    names = {split: set(images) for split, images in split_images(data_dir, there, split_seed).items()}
     names["train"] = names.get("train", set()) - names.get("dev", set()) - names.get("test", set())
     return {split: table[table["image"].isin(images)].reset_index(drop=True) for split, images in names.items()}
 
@@ -159,7 +161,7 @@ def image_path(data_dir, name):
     return Path(data_dir) / "Images" / name
 
 
-def inspect_dataset(data_dir, split_seed=0, progress=True):
+def inspect_dataset(data_dir, split_seed=0):
     """Look at every list and every photo once, before training. Returns a dictionary of what is not as it should be:
 
     "missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]] (equal byte for byte),
@@ -169,11 +171,13 @@ def inspect_dataset(data_dir, split_seed=0, progress=True):
     of the interpreter lock.
     """
     names = set(read_captions(data_dir)["image"])
-    listed = [name for images in split_images(data_dir, names, split_seed).values() for name in set(images)]
+    there = {name for name in names if image_path(data_dir, name).is_file()}
+    listed = [name for images in split_images(data_dir, there, split_seed).values() for name in set(images)]
     report = {
-        "missing": [], "unreadable": {}, "duplicates": [],
+        "missing": sorted(names - there),
+        "unreadable": {}, "duplicates": [],
         "in two splits": sorted(name for name, count in Counter(listed).items() if count > 1),
-        "in no split": sorted(names - set(listed)),
+        "in no split": sorted(there - set(listed)),
         "without captions": sorted(set(listed) - names),
     }
 
@@ -185,15 +189,13 @@ def inspect_dataset(data_dir, split_seed=0, progress=True):
         except OSError as error:
             return name, error, None
 
-    images = sorted(names & set(listed))
+    images = sorted(there & set(listed))
     same = defaultdict(list)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=not progress)
+        looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=None)
         for name, fault, digest in looks:
             if fault is None:
                 same[digest].append(name)
-            elif isinstance(fault, FileNotFoundError):
-                report["missing"].append(name)
             else:
                 report["unreadable"][name] = str(fault)
     report["duplicates"] = [copies for copies in same.values() if len(copies) > 1]
@@ -264,7 +266,8 @@ def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
         return tokenizer
 
     # The trainer numbers the pieces "##x" in an order that differs from process to process, and breaks ties by it.
-    # Numbered beforehand they are the same in every run; as "special" tokens, so the trained vocabulary moves house.
+    # Named beforehand, as special tokens, they have the same numbers in every run; a second tokenizer then takes over
+    # the vocabulary without treating them as special.
     letters = set(normalizer.normalize_str("".join(captions)))
     pieces = sorted(f"##{letter}" for letter in letters if not letter.isspace())
     trained = wordpiece({})
@@ -315,9 +318,9 @@ class CaptionDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        random = np.random.default_rng((self.seed, self.epoch, index))
-        token_ids = self.captions[index][random.integers(len(self.captions[index]))]
-        self.transform.set_random_seed(int(random.integers(2**32)))
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        token_ids = self.captions[index][rng.integers(len(self.captions[index]))]
+        self.transform.set_random_seed(int(rng.integers(2**32)))
         pixels = self.transform(image=read_image(self.paths[index]))["image"]  # (S, S, 3) uint8
         return torch.from_numpy(pixels), token_ids
 

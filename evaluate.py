@@ -23,18 +23,18 @@ from dataset import image_loader, image_path, split_table
 from models import CLIP, embed_images, embed_texts, resolve_device
 
 
-def ranks_of(query_embeddings, gallery_embeddings, query_group, gallery_group, chunk=1024):
+def ranks_of(query_embeddings, gallery_embeddings, photo_of_query, photo_of_item, chunk=1024):
     """Return the rank (Q,) of each query's best match in the gallery, 1 is best.
 
-    query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both are of
-    one group, query_group (Q,) and gallery_group (N,). The rank counts the items of *other* groups that score at least
-    as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
+    query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both belong
+    to one photo, photo_of_query (Q,) and photo_of_item (N,). The rank counts the items of *other* photos that score at
+    least as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
     """
     ranks = []
     for start in range(0, len(query_embeddings), chunk):
         rows = slice(start, start + chunk)
         scores = query_embeddings[rows] @ gallery_embeddings.T  # (chunk, N)
-        match = query_group[rows].unsqueeze(1) == gallery_group.unsqueeze(0)  # (chunk, N)
+        match = photo_of_query[rows].unsqueeze(1) == photo_of_item.unsqueeze(0)  # (chunk, N)
         best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
         # "not below" rather than "at or above": a NaN must not win by comparing False with everything
         ranks.append(1 + (~(scores < best) & ~match).sum(dim=1))

@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import textwrap
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,14 +79,15 @@ class Gallery:
         rows, faults = read_index(self.index, model_hash)  # {key: (D,) embedding} and {key: reason why there is none}
         keys = {file: file_key(file, index.parent) for file in files}
         new = [file for file in files if keys[file] not in rows and keys[file] not in faults]
-        passing = set()  # keys of faults that need not last: a missing permission, a network drive that is away
+        temporary_faults = set()  # keys: a missing permission, a network drive that is away
         if new:
             loader = image_loader(new, self.model.config.image_size, batch_size, workers)
-            bar = tqdm(loader, f"embedding {len(new):,} pictures", unit="batch", leave=False, disable=not progress)
+            bar = tqdm(loader, f"embedding {len(new):,} pictures", unit="batch", leave=False,
+                       disable=None if progress else True)
             embeddings, readable, errors = embed_images(self.model, bar)
             rows |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
             faults |= {keys[new[place]]: str(error) for place, error in errors.items()}
-            passing = {keys[new[place]] for place, error in errors.items() if error.errno is not None}
+            temporary_faults = {keys[new[place]] for place, error in errors.items() if error.errno is not None}
         self.embedded = len(new)
         self.skipped = {file: faults[keys[file]] for file in files if keys[file] in faults}
         self.files = [file for file in files if keys[file] in rows]
@@ -97,7 +99,7 @@ class Gallery:
         if new or current != {*rows, *faults}:
             try:
                 write_index(self.index, model_hash, [keys[file] for file in self.files], self.embeddings,
-                            {key: faults[key] for key in current & set(faults) - passing})
+                            {key: faults[key] for key in current & set(faults) - temporary_faults})
             except OSError as error:  # the answer matters more than its being remembered
                 self.unsaved = str(error)
 
@@ -119,10 +121,16 @@ class Gallery:
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [Match(rank, self.files[row], score) for rank, (score, row) in enumerate(pairs, start=1)]
 
-    def tokens_cut(self, query):
-        """Return how many tokens of a prompt are more than the text tower reads."""
+    def remarks(self, query):
+        """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
         tower = self.model.text_encoder
-        return max(0, len(tower.tokenizer(query, verbose=False)["input_ids"]) - tower.max_tokens)
+        token_ids = tower.tokenizer(query, verbose=False)["input_ids"]
+        lines = []
+        if (more := len(token_ids) - tower.max_tokens) > 0:
+            lines.append(f"the prompt is too long: its last {more} tokens are not looked at")
+        if set(token_ids) <= set(tower.tokenizer.all_special_ids):  # the unknown token is one of these
+            lines.append("the text tower knows none of these words: the ranking means nothing")
+        return lines
 
 
 # ---------------------------------------------------------------- galleries and their index
@@ -154,7 +162,7 @@ def split_gallery(config, split=None):
 def writable(index):
     """Return `index`, or a file of the user's cache folder where the gallery's own folder is read-only."""
     folder = index.parent
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # no write bit is a wish, for root too
+    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
         return index
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
     return cache / f"{hashlib.sha256(str(index.resolve()).encode()).hexdigest()[:24]}.safetensors"
@@ -213,7 +221,7 @@ def draw_matches(matches, title, path):
     from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
 
     matches = matches[:MOST_DRAWN]
-    columns = max(3, math.ceil(math.sqrt(len(matches)))) if len(matches) > 2 else len(matches)
+    columns = len(matches) if len(matches) <= 3 else math.ceil(math.sqrt(len(matches)))
     rows = math.ceil(len(matches) / columns)
     title = textwrap.fill(title, 20 * columns, max_lines=3, placeholder=" …")
     figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.3 * (1 + title.count("\n"))), layout="constrained")
@@ -231,7 +239,9 @@ def draw_matches(matches, title, path):
             axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
                       ha="center", va="top", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a prompt in letters that the font lacks is drawn as boxes
+        figure.savefig(path, dpi=100)
 
 
 def main(flags):
@@ -242,19 +252,22 @@ def main(flags):
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
     checkpoint = checkpoint_dir(flags.checkpoint)
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)
-    for reason in gallery.skipped.values():
-        say(f"skipped: {reason}")
+    for number, reason in enumerate(gallery.skipped.values()):
+        if number < 5:
+            say(f"skipped: {reason}")
+    if len(gallery.skipped) > 5:
+        say(f"… and {len(gallery.skipped) - 5:,} more")
+    if not gallery.files:
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
     count = f"{len(gallery.files):,} pictures of {gallery.name}"
     say(f"{checkpoint} on {count} ({kept}, {len(gallery.skipped)} unreadable)")
     if gallery.unsaved:
         say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
-    if not gallery.files:
-        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if flags.query is not None:
         wanted, title = flags.query, flags.query
-        if cut := gallery.tokens_cut(wanted):
-            say(f"the prompt is too long: its last {cut} tokens are not looked at")
+        for remark in gallery.remarks(wanted):
+            say(remark)
         matches = gallery.search(wanted, flags.top_k)
     else:
         wanted, title = str(flags.image), f"pictures like {flags.image.name}"

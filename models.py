@@ -188,7 +188,8 @@ class ProjectionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embedding_dim)
         # A random head scatters its outputs so widely that at temperature 0.07 the first loss is up to a tenth above
-        # chance. A random shift that all its outputs share draws them together: training starts at ln B, as it should.
+        # chance, ln B. This random shift is the same for all outputs of a head: half of each embedding no longer
+        # depends on the input, so the logits of a row differ less from column to column, and the loss starts near ln B.
         nn.init.normal_(self.norm.bias)
 
     def forward(self, features):
@@ -237,7 +238,8 @@ class CLIP(nn.Module):
         """Load a model directory, in eval mode on the CPU. Reads nothing outside it; raises UserError if damaged."""
         directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
         config = Config.load(directory / "config.json")
-        for part in ("image_encoder/config.json", "text_encoder/config.json", "text_encoder/tokenizer.json"):
+        for part in ("model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
+                     "text_encoder/tokenizer.json"):
             if not (directory / part).is_file():
                 raise UserError(f"{directory} is not a whole model directory: {part} is missing")
         model = cls(
@@ -278,6 +280,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, pixels):
         """(B, 3, S, S) uint8 pixels, or floats already normalised -> (B, D) unit-length float32 embeddings."""
+        # a frozen tower keeps no activations for a backward pass that never comes
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_encoder not in self.frozen):
             features = self.image_encoder(pixels)  # (B, F)
         return F.normalize(self.image_head(features).float(), dim=-1)  # (B, D)

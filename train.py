@@ -68,8 +68,10 @@ def load_data(config):
     for split, least in (("train", 2), ("dev", 1)):
         if split not in splits or splits[split]["image"].nunique() < least:
             raise UserError(
-                f"{config.data_dir} needs at least {least} usable {split} photos: add {SPLIT_FILES[split]}, or remove "
-                f"all lists for a split by chance. {'; '.join(map(str.strip, lines))}")
+                f"{config.data_dir} needs at least {least} usable photos in {split}: list some in {SPLIT_FILES[split]} "
+                f"or, without lists, add photos, or try --split-seed N. {'; '.join(map(str.strip, lines))}")
+    if (count := splits["dev"]["image"].nunique()) < 20:
+        lines.append(f"  dev has only {count} of them: its recall means little, and picks the best epoch by chance")
     return splits, lines
 
 
@@ -103,12 +105,15 @@ def lr_share(step, steps, warmup):
 
 
 def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint):
-    """Show every photo once. Returns the epoch's {"train_loss", "first_loss", "lr_heads", "samples_per_second"}."""
+    """Show every photo once, but for a last, smaller batch.
+
+    Returns {"train_loss" (mean), "first_loss" (of its first step), "lr_heads" (of its last), "samples_per_second"}.
+    """
     device, autocast = model.logit_scale.device, model.autocast()
     start_epoch(loader, epoch)
     model.train()
     losses, start = [], time.perf_counter()
-    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step")
+    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step", disable=None)
     for index, batch in enumerate(bar):
         step = (epoch - 1) * len(loader) + index
         share = lr_share(step, config.epochs * len(loader), config.warmup)
@@ -121,6 +126,7 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         loss = model.loss(image_embeddings, text_embeddings)  # in float32: softmax over similarities needs the digits
 
         optimizer.zero_grad(set_to_none=True)
+        # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it is disabled and does nothing.
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -177,14 +183,14 @@ def load_last(run_dir, optimizer, scaler):
     """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
     state = {}
     for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
-        index, key = name.split(".")
+        index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
         slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
     progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
-    if state := progress.pop("scaler"):  # empty unless the run was in fp16, which another GPU need not be
-        scaler.load_state_dict(state)
+    if scaling := progress.pop("scaler"):  # empty unless the run was in fp16, which on another GPU it need not be
+        scaler.load_state_dict(scaling)
     return progress
 
 
@@ -237,7 +243,8 @@ def epoch_line(row, epochs):
     recalls = "  ".join(
         f"{arrow} " + "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
         for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")))
-    return f"epoch {row['epoch']:>3}/{epochs}  loss {row['train_loss']:.3f}  R@1/5/10 {recalls}  {row['seconds']:.1f} s"
+    loss, seconds = f"loss {row['train_loss']:.3f}", f"{row['seconds']:.1f} s"
+    return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {seconds}"
 
 
 # ---------------------------------------------------------------- the run
@@ -251,7 +258,7 @@ def main(config, why):
     splits, report = load_data(config)
     print("\n".join(report))
 
-    weights = "pretrained" if config.pretrained else "random weights (--pretrained loads theirs)"
+    weights = "pretrained" if config.pretrained else "from random weights"
     print(f"towers: {config.image_encoder} and {config.text_encoder}, {weights}, frozen: {config.freeze}", flush=True)
     torch.manual_seed(config.seed)
     if config.resume:
@@ -270,6 +277,8 @@ def main(config, why):
     progress = {"epoch": 0, "best": -1.0, "history": []}
     if config.resume:
         progress = load_last(config.run_dir, optimizer, scaler)
+        print(f"going on after epoch {progress['epoch']} of {config.epochs}" if progress["epoch"] < config.epochs else
+              f"all {config.epochs} epochs are done: add --epochs N to train on")
 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -278,7 +287,6 @@ def main(config, why):
     if loader.batch_size < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
 
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     for epoch in range(progress["epoch"] + 1, config.epochs + 1):
         start = time.perf_counter()
         last_checkpoint = config.run_dir / "last" if epoch > 1 else "none yet"
@@ -311,7 +319,7 @@ if __name__ == "__main__":
         try:
             main(CONFIG, WHY)
         except KeyboardInterrupt:
-            print("\nstopped")
-            if (CONFIG.run_dir / "last").exists():
-                print(f"finished epochs are saved; go on with: python train.py --resume --run-dir {CONFIG.run_dir}")
+            saved = (CONFIG.run_dir / "last").exists()
+            print(f"\nstopped; go on with: python train.py --resume --run-dir {CONFIG.run_dir}" if saved else
+                  "\nstopped before the end of the first epoch: nothing is saved")
             sys.exit(130)

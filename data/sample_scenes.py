@@ -709,7 +709,8 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, ThreadPoolExecutor(2) as pool:
         folder = Path(scratch) / "sample"
         (folder / "Images").mkdir(parents=True)
-        drawn = tqdm(pool.map(draw, range(total)), total=total, desc="drawing scenes", unit="picture")
+        drawn = tqdm(pool.map(draw, range(total)), total=total, desc="drawing scenes", unit="picture",
+                     disable=None)
         rows = sorted((row for five in drawn for row in five), key=lambda row: row[0])
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])

@@ -81,7 +81,7 @@ def test_csv_is_preferred_to_the_token_file(tmp_path):
     ("file,text\na.jpg,One\n", "captions.txt line 1: the header must be image,caption, not 'file,text'"),
     ("a.jpg,One\n", "line 1: the header must be image,caption"),
     ("image,caption\na.jpg,One\nb.jpg\n", "line 3: no comma between image and caption: 'b.jpg'"),
-    ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 2: unexpected end of data"),
+    ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 2: a quote opens here and never closes"),
     ('image,caption\na.jpg,One\nb.jpg,"Two\nc.jpg,Three\nd.jpg,"\n', "line 3: a quote opens here .* line 5"),
     ('image,caption\na.jpg,"Stop" sign\n', "line 2: .*inside quotes, write a quote twice"),
     ("image,caption\n/etc/passwd,One\n", "line 2: '/etc/passwd' must be a file name inside"),
@@ -119,6 +119,9 @@ def test_a_known_folder_that_is_missing_says_what_makes_it(tmp_path, monkeypatch
 
 
 def write_dataset(directory, lists, images=("a.jpg", "b.jpg", "c.jpg", "d.jpg")):
+    (directory / "Images").mkdir(exist_ok=True)
+    for name in images:
+        (directory / "Images" / name).touch()
     captions = "".join(f"{name},First of {name}\n{name},Second of {name}\n" for name in images)
     (directory / "captions.txt").write_text("image,caption\n" + captions)
     for split, names in lists.items():
@@ -183,11 +186,23 @@ def photos(tmp_path, sample_dir):
     return tmp_path
 
 
+def test_a_missing_photo_takes_no_place_in_a_split_by_chance(tmp_path):
+    names = [f"{number}.jpg" for number in range(10)]
+    write_dataset(tmp_path, {}, names)
+    for missing in names:
+        (tmp_path / "Images" / missing).unlink()
+        splits = load_splits(tmp_path)
+        assert {split: table["image"].nunique() for split, table in splits.items()} == {"train": 7, "dev": 1, "test": 1}
+        assert not any(missing in set(table["image"]) for table in splits.values())
+        (tmp_path / "Images" / missing).touch()
+
+
 def test_inspection_finds_what_is_not_as_it_should_be(photos):
     write_dataset(photos, {"train": ["sound.jpg", "truncated.jpg", "empty.jpg", "missing.jpg", "told.jpg"],
                            "dev": ["copy.jpg", "text.jpg", "sound.jpg"]},
                   ["sound.jpg", "copy.jpg", "truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg", "in no list.jpg"])
-    report = inspect_dataset(photos, progress=False)
+    (photos / "Images" / "missing.jpg").unlink()
+    report = inspect_dataset(photos)
     assert report["missing"] == ["missing.jpg"]
     assert set(report["unreadable"]) == {"truncated.jpg", "empty.jpg", "text.jpg"}
     assert "truncated" in report["unreadable"]["truncated.jpg"]

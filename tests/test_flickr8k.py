@@ -45,7 +45,7 @@ def test_the_official_splits_and_the_known_faults():
         "train": 6000, "dev": 1000}
     splits = load_splits(FLICKR8K)
     assert not set(splits["train"]["image"]) & set(splits["dev"]["image"])
-    report = inspect_dataset(FLICKR8K, progress=False)
+    report = inspect_dataset(FLICKR8K)
     assert report["duplicates"] == [["2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"]]
     assert not any(report[fault] for fault in ("missing", "unreadable", "in two splits", "without captions"))
 

@@ -219,6 +219,12 @@ def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):
     assert "the prompt is too long: its last 38 tokens are not looked at" in process.stdout  # 100 + 2 - 64
 
 
+def test_words_that_the_model_does_not_know_are_said_to_be_unknown(folder, checkpoint):
+    gallery = open_gallery(folder, checkpoint)
+    assert gallery.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
+    assert gallery.remarks("a dog running") == []
+
+
 def test_query_by_example(workplace, folder):
     process = run_script("inference.py", "--image", folder / "2.jpg", "--gallery", folder, "--json", cwd=workplace)
     assert json.loads(process.stdout)["matches"][0]["file"] == str(folder / "2.jpg")

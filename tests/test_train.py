@@ -152,7 +152,8 @@ def test_a_run_says_what_it_does(workplace, sample_dir):
     output = (workplace / "train.log").read_text().splitlines()
     assert output[0] == "preset sample"
     assert f"{sample_dir}: 640 captions of photos: train 96, dev 16, test 16" in output
-    assert any(line.startswith("epoch   4/4") for line in output)
+    assert any(line.startswith("epoch   4/4") and "dev R@1/5/10" in line for line in output)
+    assert "  dev has only 16 of them: its recall means little, and picks the best epoch by chance" in output
     assert any("16 photos of the test split" in line for line in output)
 
 
@@ -194,6 +195,7 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
 
     resumed = run_script("train.py", "--resume", "--run-dir", "runs/killed", cwd=workplace).stdout
     assert resumed.splitlines()[0] == "resuming runs/killed"
+    assert f"going on after epoch {finished} of 4" in resumed
     assert without_times(lines_of(run_dir)) == without_times(lines_of(workplace / "runs" / "first"))
     for part in ("best", "last"):
         assert ((run_dir / part / "model.safetensors").read_bytes()
