@@ -198,8 +198,6 @@ class InferenceConfig:
             raise UserError("give either --query or --image, not both")
         if self.query is None and self.image is None:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
-        if self.image is not None and not self.image.is_file():
-            raise UserError(f"--image {self.image} is not a file")
         if self.query is not None and not self.query.strip():
             raise UserError("--query is empty: describe a picture in a few words")
         if self.gallery is not None and self.split is not None:

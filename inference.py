@@ -250,6 +250,8 @@ def main(flags):
 
     if flags.output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
+    if flags.image is not None and not flags.image.is_file():
+        raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)
     for number, reason in enumerate(gallery.skipped.values()):

@@ -228,6 +228,8 @@ def test_words_that_the_model_does_not_know_are_said_to_be_unknown(folder, check
 def test_query_by_example(workplace, folder):
     process = run_script("inference.py", "--image", folder / "2.jpg", "--gallery", folder, "--json", cwd=workplace)
     assert json.loads(process.stdout)["matches"][0]["file"] == str(folder / "2.jpg")
+    process = run_script("inference.py", "--image", "nowhere.jpg", "--gallery", folder, cwd=workplace, check=False)
+    assert process.returncode == 2 and process.stderr.endswith("error: --image nowhere.jpg is not a file\n")
 
 
 def test_json_is_complete_even_if_the_picture_cannot_be_written(workplace, folder):
