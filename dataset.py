@@ -123,7 +123,8 @@ def split_images(data_dir, images, split_seed=0):
     Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any; an image in none of them is in
     no split. Without lists, a tenth of the images is dev, a tenth test and the rest train. The draw is *by image*:
     were it by caption, a photo's other captions would leak into training. It orders images by a hash of their
-    name, so it does not depend on the order of the file, and adding photos moves few of the others.
+    name, so it does not depend on the order of the file. Adding or removing photos still moves a few of the others
+    at the borders: write lists before a model's test figures have to outlive changes to the data.
     """
     lists = {split: Path(data_dir) / name for split, name in SPLIT_FILES.items()}
     lists = {split: path for split, path in lists.items() if path.is_file()}

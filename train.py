@@ -258,8 +258,12 @@ def main(config, why):
     splits, report = load_data(config)
     print("\n".join(report))
 
-    weights = "pretrained" if config.pretrained else "from random weights"
-    print(f"towers: {config.image_encoder} and {config.text_encoder}, {weights}, frozen: {config.freeze}", flush=True)
+    image, text = config.image_encoder, config.text_encoder
+    weights = "pretrained" if config.pretrained else "random weights"
+    text_weights = "random weights" if text == "scratch" else weights
+    print(f"towers: {image} ({weights}) and {text} ({text_weights}); frozen: {config.freeze}", flush=True)
+    if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
+        print("the weights of the towers named are not used: add --pretrained to start from them")
     torch.manual_seed(config.seed)
     if config.resume:
         model = CLIP.from_pretrained(config.run_dir / "last")

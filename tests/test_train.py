@@ -223,13 +223,16 @@ def test_what_cannot_be_ends_in_one_line(workplace, train_flags, flags, complain
     assert "Traceback" not in process.stderr and sorted(workplace.rglob("*")) == before
 
 
-def test_broken_and_missing_photos_are_named_and_left_out(tmp_path, sample_dir, train_flags):
+def test_broken_photos_and_unused_weights_are_named(tmp_path, sample_dir, train_flags, tower_flags):
     shutil.copytree(sample_dir, tmp_path / "data")
     names = (tmp_path / "data" / "Flickr_8k.trainImages.txt").read_text().split()
     (tmp_path / "data" / "Images" / names[0]).unlink()
     (tmp_path / "data" / "Images" / names[1]).write_bytes(b"broken")
-    flags = [*train_flags, "--data-dir", "data", "--epochs", 1, "--run-dir", "run", "--image-encoder", "test_resnet"]
+    flags = [*train_flags, "--data-dir", "data", "--epochs", 1, "--run-dir", "run",
+             "--image-encoder", tower_flags["image_encoder"]]
     output = run_script("train.py", *flags, cwd=tmp_path).stdout
+    assert "(random weights) and scratch (random weights); frozen: none" in output
+    assert "the weights of the towers named are not used: add --pretrained" in output
     assert "train 94, dev 16, test 16" in output
     assert f"missing, left out: 1 ({names[0]})" in output and "unreadable, left out: 1 (data/Images/" in output
 
@@ -238,7 +241,7 @@ def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(workpla
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in tower_flags.items()]
     output = run_script("train.py", "flickr8k", "--data-dir", sample_dir, *flags, "--freeze", "both", "--epochs", 1,
                         "--batch-size", 32, "--workers", 2, "--run-dir", "runs/frozen", cwd=workplace).stdout
-    assert "pretrained, frozen: both" in output
+    assert "{image_encoder} (pretrained) and {text_encoder} (pretrained)".format(**tower_flags) in output
     trained = CLIP.from_pretrained(workplace / "runs" / "frozen" / "last")
     torch.manual_seed(0)  # the seed of the run: heads start alike
     fresh = CLIP.from_config(trained.config)
