@@ -49,8 +49,8 @@ class Config:
     # data
     data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt (data/README.md)
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
-    crop_scale: float = 0.75  # smallest share of a photo's area that a training crop keeps; 1: no crops
-    flip: bool = False  # mirror half of the training photos; off, because captions say left and right
+    crop_scale: float = 0.6  # smallest share of a photo's area that a training crop keeps; 1: no crops
+    flip: bool = True  # mirror half of the training photos; off where captions say left and right
     max_tokens: int = 64  # longer captions are cut
     split_seed: int = 0  # draws dev and test where the data has no split lists; kept apart from --seed
     workers: int = 4  # processes that decode photos (never more than cores); 0: in the main process
@@ -63,24 +63,33 @@ class Config:
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
     freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
+    image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
+    text_depth: float = 1.0  # the same for a pretrained text tower; its lowest layer is the word embeddings
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
+    cache: bool = True  # embed with a frozen tower once, keep its features on disk, and train from them
+    cached_views: int = 1  # crops of each photo to keep features of; 1: the whole photo only
 
     # projection heads and loss
     head: Literal["mlp", "linear"] = "mlp"  # mlp: linear, GELU, linear, dropout, residual, layer norm
-    embedding_dim: int = 256  # width of the space that both towers share
-    head_dropout: float = 0.1  # dropout in the mlp head
+    embedding_dim: int = 512  # width of the space that both towers share
+    feature_dropout: float = 0.4  # dropout on the features that enter a head: the lever against overfitting
+    head_dropout: float = 0.1  # dropout inside the mlp head
     loss: Literal["clip", "siglip", "soft"] = "clip"  # models.py explains the three
     temperature: float = 0.07  # at the start; learned from there, never below 0.01
 
     # optimisation
-    epochs: int = 12  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
-    batch_size: int = 128  # pairs a step; every other pair of the batch is a negative
-    lr_heads: float = 1e-3  # peak learning rate of the projection heads and the logit scale
-    lr_image: float = 1e-4  # peak learning rate of the image tower
-    lr_text: float = 3e-5  # peak learning rate of the text tower
+    heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
+    epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
+    batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
+    lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
+    lr_heads: float = 5e-4  # the same once a tower learns
+    lr_image: float = 3e-4  # peak learning rate of the image tower's last layer
+    lr_text: float = 5e-5  # peak learning rate of the text tower's last layer
+    layer_decay: float = 1.0  # each layer's learning rate, as a share of that of the layer above it; 1: all the same
     weight_decay: float = 0.01  # on matrices and kernels only, not on norms, biases or the logit scale
     warmup: float = 0.1  # share of all steps that the learning rates take to rise; cosine to 0 after that
     grad_clip: float = 1.0  # largest norm of the whole gradient
+    averaging: float = 0.97  # weights that are evaluated and kept: running mean with this share of the old; 0: the last
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
 
     # the run
@@ -90,21 +99,25 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        refuse(self, "epochs scratch_layers embedding_dim", "at least 1", lambda v: v >= 1)
+        refuse(self, "epochs scratch_layers embedding_dim cached_views", "at least 1", lambda v: v >= 1)
         refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         refuse(self, "max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3)
         refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v > 0 and v % 64 == 0)
         refuse(self, "image_size", "at least 32", lambda v: v is None or v >= 32)
         refuse(self, "crop_scale", "above 0, at most 1", lambda v: 0 < v <= 1)
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
-        refuse(self, "head_dropout warmup", "from 0 to below 1", lambda v: 0 <= v < 1)
-        refuse(self, "workers weight_decay seed split_seed", "at least 0", lambda v: 0 <= v < 2**32)
-        refuse(self, "lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
-        is_random = {"image": not self.pretrained, "text": not self.pretrained or self.text_encoder == "scratch"}
+        refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
+        refuse(self, "image_depth text_depth layer_decay", "above 0, at most 1", lambda v: 0 < v <= 1)
+        refuse(self, "workers weight_decay seed split_seed heads_first", "at least 0", lambda v: 0 <= v < 2**32)
+        refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
         for tower in ("image", "text"):
-            if is_random[tower] and self.freeze in (tower, "both"):
+            if self.freeze in (tower, "both") and not self.is_pretrained(tower):
                 raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
                                 f"name a pretrained tower with --{tower}-encoder, and add --pretrained")
+
+    def is_pretrained(self, tower):
+        """Return whether a tower, image or text, starts from pretrained weights."""
+        return self.pretrained and not (tower == "text" and self.text_encoder == "scratch")
 
     def save(self, path):
         """Write the settings as JSON; plain types only, so that nothing needs unpickling."""
@@ -154,7 +167,8 @@ PRESETS = {
     "sample": Config(
         preset="sample", data_dir=Path("data/sample"), image_size=64, workers=0,
         image_encoder="resnet10t", text_encoder="scratch", scratch_layers=2, scratch_width=128, pretrained=False,
-        epochs=30, batch_size=100, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
+        flip=False, embedding_dim=256, feature_dropout=0.0,
+        epochs=30, batch_size=100, crop_scale=0.75, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
     ),
     "flickr8k": Config(),
 }
@@ -162,12 +176,16 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text."""
+    """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text; or classification."""
 
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
     data_dir: Path | None = None  # dataset folder; None: the one the model was trained on
     split: Split = "test"  # photos to measure on
     json: Path | None = None  # also write the figures to this file
+    compare: tuple[Path, Path] | None = None  # two checkpoints A B: their recall, the difference, its 95 % interval
+    zero_shot: Path | None = None  # folder of class folders: name the class of each picture, without training
+    templates: Path | None = None  # prompts for --zero-shot, a line each, {} for the class; None: three plain ones
+    linear_probe: Path | None = None  # folder of class folders: logistic regression on the image tower's features
     batch_size: int = 128  # photos or captions embedded at once
     workers: int = 4  # processes that decode photos (never more than cores)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
@@ -175,6 +193,12 @@ class EvaluateConfig:
     def __post_init__(self):
         refuse(self, "batch_size", "at least 1", lambda v: v >= 1)
         refuse(self, "workers", "at least 0", lambda v: v >= 0)
+        if sum(value is not None for value in (self.compare, self.zero_shot, self.linear_probe)) > 1:
+            raise UserError("give one of --compare, --zero-shot and --linear-probe at a time")
+        if self.compare and self.checkpoint:
+            raise UserError("--compare A B names both checkpoints: leave --checkpoint out")
+        if self.templates and not self.zero_shot:
+            raise UserError("--templates are the prompts of --zero-shot DIR: add it")
 
 
 @dataclass(frozen=True)

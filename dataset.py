@@ -39,6 +39,7 @@ from transformers import PreTrainedTokenizerFast
 
 from config import UserError
 
+CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
 SPLIT_FILES = {split: f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")}
@@ -192,7 +193,7 @@ def inspect_dataset(data_dir, split_seed=0):
 
     images = sorted(there & set(listed))
     same = defaultdict(list)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(CORES) as pool:
         looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=None)
         for name, fault, digest in looks:
             if fault is None:
@@ -249,8 +250,15 @@ def train_transform(size, crop_scale=1.0, flip=False):
 
 
 def eval_transform(size):
-    """Return the albumentations pipeline for evaluation and search: (H, W, 3) uint8 -> (size, size, 3) uint8."""
+    """Return the pipeline for evaluation and search: (H, W, 3) uint8 -> (size, size, 3) uint8."""
     return train_transform(size)
+
+
+def transformed(path, transform, size, seed):
+    """Return the (S, S, 3) uint8 pixels of a picture file after a transform, whose random choices `seed` fixes."""
+    transform.set_random_seed(seed)
+    # twice the size is enough to resize well, and a 12-megapixel photo decodes several times as fast
+    return torch.from_numpy(transform(image=read_image(path, shrink_to=2 * size))["image"])
 
 
 # ---------------------------------------------------------------- text
@@ -304,52 +312,59 @@ class CaptionDataset(Dataset):
     Caption and crop are drawn from (seed, epoch, index) alone: the same for any number of workers, and after a resume.
     """
 
-    def __init__(self, table, data_dir, tokenizer, transform, max_tokens, seed=0):
-        captions = defaultdict(list)  # image name -> the token ids of each of its captions
-        for name, token_ids in zip(table["image"], tokenize(tokenizer, table["caption"], max_tokens), strict=True):
-            captions[name].append(token_ids)
-        self.paths = [image_path(data_dir, name) for name in captions]
-        self.captions = list(captions.values())
+    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, features=None):
+        rows = defaultdict(list)  # image name -> the rows of its captions
+        for row, name in enumerate(table["image"]):
+            rows[name].append(row)
+        self.paths = [image_path(data_dir, name) for name in rows]
+        self.rows = list(rows.values())
+        # features (cache.py): (N, V, F) and (M, F) tensors take the place of pixels and token ids, where they are given
+        self.image_features, self.text_features = (features.images, features.texts) if features else (None, None)
+        self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
-        self.transform = transform
-        self.seed = seed
-        self.epoch = 0
+        self.transform, self.size = transform, size
+        self.seed, self.epoch = seed, 0
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        token_ids = self.captions[index][rng.integers(len(self.captions[index]))]
-        self.transform.set_random_seed(int(rng.integers(2**32)))
-        pixels = self.transform(image=read_image(self.paths[index]))["image"]  # (S, S, 3) uint8
-        return torch.from_numpy(pixels), token_ids
+        row = self.rows[index][rng.integers(len(self.rows[index]))]
+        text = self.token_ids[row] if self.text_features is None else self.text_features[row]
+        if self.image_features is not None:
+            return self.image_features[index, rng.integers(self.image_features.shape[1])], text
+        return transformed(self.paths[index], self.transform, self.size, int(rng.integers(2**32))), text
 
     def collate(self, items):
-        """Return pixels (B, 3, S, S) uint8, input ids (B, T) and attention mask (B, T)."""
-        pixels, token_ids = zip(*items, strict=True)
-        # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
-        return torch.stack(pixels).permute(0, 3, 1, 2), *pad(token_ids, self.pad_id)
+        """Return pixels (B, 3, S, S) uint8, input ids (B, T) and attention mask (B, T).
+
+        Where a tower's features are cached, they stand in their places: (B, F), or (B, F) and None.
+        """
+        images, texts = zip(*items, strict=True)
+        images = torch.stack(images)
+        if self.image_features is None:
+            # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
+            images = images.permute(0, 3, 1, 2)
+        return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
 
 
 class ImageFiles(Dataset):
     """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
-    def __init__(self, paths, size):
-        self.paths = list(paths)
-        self.size = size
-        self.transform = eval_transform(size)
+    def __init__(self, paths, size, transform=None, seed=()):
+        self.paths, self.size, self.seed = list(paths), size, seed
+        self.transform = transform or eval_transform(size)
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         try:
-            # twice the size is enough to resize well, and a 12-megapixel photo decodes several times as fast
-            pixels = self.transform(image=read_image(self.paths[index], shrink_to=2 * self.size))["image"]
+            seed = int(np.random.default_rng((*self.seed, index)).integers(2**32))
+            return index, transformed(self.paths[index], self.transform, self.size, seed), None
         except OSError as error:
             return index, None, error
-        return index, torch.from_numpy(pixels), None
 
     @staticmethod
     def collate(items):
@@ -359,17 +374,10 @@ class ImageFiles(Dataset):
         return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
 
 
-def worker_count(workers):
-    """Return how many loader processes to start: at most one a core."""
-    return min(workers, os.cpu_count() or 1)
-
-
-def image_loader(paths, size, batch_size, workers=0):
-    """Return a loader over picture files in order, transformed as for evaluation."""
-    return DataLoader(
-        ImageFiles(paths, size), batch_size, num_workers=worker_count(workers),
-        collate_fn=ImageFiles.collate,
-    )
+def image_loader(paths, size, batch_size, workers=0, transform=None, seed=()):
+    """Return a loader over picture files in order, transformed as for evaluation, or by `transform` from `seed`."""
+    return DataLoader(ImageFiles(paths, size, transform, seed), batch_size, num_workers=min(workers, CORES),
+                      collate_fn=ImageFiles.collate)
 
 
 def training_loader(dataset, batch_size, workers=0, pin_memory=False):
@@ -377,10 +385,8 @@ def training_loader(dataset, batch_size, workers=0, pin_memory=False):
 
     The last, smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
     """
-    return DataLoader(
-        dataset, min(batch_size, len(dataset)), shuffle=True, drop_last=True, num_workers=worker_count(workers),
-        collate_fn=dataset.collate, pin_memory=pin_memory, generator=torch.Generator(),
-    )
+    return DataLoader(dataset, min(batch_size, len(dataset)), shuffle=True, drop_last=True, collate_fn=dataset.collate,
+                      num_workers=min(workers, CORES), pin_memory=pin_memory, generator=torch.Generator())
 
 
 def start_epoch(loader, epoch):

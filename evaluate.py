@@ -2,6 +2,9 @@
 
     python evaluate.py --split dev                    # best/ of the newest run, on its own data
     python evaluate.py --checkpoint DIR --data-dir DIR --split test --json figures.json
+    python evaluate.py --compare runs/A runs/B        # is B better than A, or is it chance?
+    python evaluate.py --zero-shot DIR                # name the class of each picture; DIR/CLASS/*.jpg
+    python evaluate.py --linear-probe DIR             # how well do the image tower's features tell the classes apart?
 
 Recall@k follows the literature on Flickr8k: the gallery is the photos of one split and no others; every caption is
 a query of its own; an image finds *any* of its captions. Ties count against the model, so one that gives all pairs
@@ -9,6 +12,7 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 """
 
 import json
+import textwrap
 
 from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse
 
@@ -18,9 +22,16 @@ if __name__ == "__main__":
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
-from dataset import image_loader, image_path, split_table
-from models import CLIP, embed_images, embed_texts, resolve_device
+from cache import embed_images, embed_split, embed_texts, picture_files
+from dataset import image_loader, read_image, read_text, split_table
+from models import CLIP, resolve_device
+
+DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
+TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")  # without --templates
+
+# ---------------------------------------------------------------- recall
 
 
 def ranks_of(query_embeddings, gallery_embeddings, photo_of_query, photo_of_item, chunk=1024):
@@ -48,12 +59,10 @@ def recall_summary(ranks):
     return {**summary, "median_rank": float(np.median(ranks))}
 
 
-def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
-    """Return two dictionaries, text_to_image and image_to_text, as in the JSON of the command.
+def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
+    """Return the ranks of all captions (M,) and of all images that have captions (A,), in the order of their rows.
 
-    image_embeddings (N, D) and text_embeddings (M, D) are of unit length; image_of_text (M,) holds the row of each
-    caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
-    Raises ValueError for shapes or rows that do not fit.
+    Arguments and errors as for `retrieval_metrics`.
     """
     images = torch.arange(len(image_embeddings), device=image_embeddings.device)
     image_of_text = torch.as_tensor(image_of_text, device=image_embeddings.device)
@@ -63,63 +72,307 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
     if len(text_embeddings) == 0:
         raise ValueError("there are no captions to measure with")
     asked = image_of_text.unique()
-    text_to_image = ranks_of(text_embeddings, image_embeddings, image_of_text, images)
-    image_to_text = ranks_of(image_embeddings[asked], text_embeddings, asked, image_of_text)
-    return recall_summary(text_to_image), recall_summary(image_to_text)
+    return (ranks_of(text_embeddings, image_embeddings, image_of_text, images),
+            ranks_of(image_embeddings[asked], text_embeddings, asked, image_of_text))
 
 
-def evaluate_split(model, table, data_dir, batch_size=128, workers=0):
-    """Embed a captions table and its photos, and measure.
+def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
+    """Return two dictionaries, text_to_image and image_to_text, as in the JSON of the command.
 
-    Returns a dictionary {"images", "captions", "text_to_image", "image_to_text"} and a dictionary {name: OSError} of
-    photos that could not be read, which are left out with their captions.
+    image_embeddings (N, D) and text_embeddings (M, D) are of unit length; image_of_text (M,) holds the row of each
+    caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
+    Raises ValueError for shapes or rows that do not fit.
     """
-    names = table["image"].unique()
-    loader = image_loader([image_path(data_dir, name) for name in names], model.config.image_size, batch_size, workers)
-    image_embeddings, readable, faults = embed_images(model, loader)
-    if not readable:
-        raise UserError(f"none of the {len(names):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
-    row_of_image = {names[index]: row for row, index in enumerate(readable)}
-    table = table[table["image"].isin(row_of_image)]
-    text_embeddings = embed_texts(model, table["caption"], batch_size)
-    image_of_text = torch.tensor([row_of_image[name] for name in table["image"]])
-    text_to_image, image_to_text = retrieval_metrics(image_embeddings, text_embeddings, image_of_text)
-    report = {
-        "images": len(image_embeddings), "captions": len(table),
-        "text_to_image": text_to_image, "image_to_text": image_to_text,
-    }
-    return report, {names[index]: error for index, error in faults.items()}
+    text_to_image, image_to_text = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    return recall_summary(text_to_image), recall_summary(image_to_text)
 
 
 def mean_recall(report):
     """Return the mean of the six recalls, by which the best checkpoint of a run is chosen."""
-    return float(np.mean([value for direction in ("text_to_image", "image_to_text")
+    return float(np.mean([value for direction in DIRECTIONS
                           for key, value in report[direction].items() if key.startswith("R@")]))
+
+
+def modality_gap(image_embeddings, text_embeddings):
+    """Return the distance between the mean image embedding and the mean text embedding (Liang et al. 2022)."""
+    return (image_embeddings.mean(dim=0) - text_embeddings.mean(dim=0)).norm().item()
+
+
+def bootstrap_interval(hits_a, hits_b, photo_of_query, samples=2000, seed=0):
+    """Return (difference, low, high): B's recall minus A's in percent, and the bounds that hold 95 % of resamples.
+
+    hits_a, hits_b: (Q,) bool, whether each query found its match with A and with B: paired, both answered the same
+    queries. photo_of_query: (Q,) the row of each query's photo. Photos are drawn with replacement, each with all of
+    its queries: five captions of a photo are not five independent trials.
+    """
+    photos, photo_of_query = np.unique(np.asarray(photo_of_query), return_inverse=True)
+    change = np.asarray(hits_b, dtype=float) - np.asarray(hits_a, dtype=float)
+    change_of_photo = np.bincount(photo_of_query, change, len(photos))
+    queries_of_photo = np.bincount(photo_of_query, minlength=len(photos))
+    draws = np.random.default_rng(seed).multinomial(len(photos), np.full(len(photos), 1 / len(photos)), samples)
+    resampled = 100 * (draws @ change_of_photo) / (draws @ queries_of_photo)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return 100 * float(change.mean()), float(low), float(high)
+
+
+# ---------------------------------------------------------------- a checkpoint on a split
+
+
+def ranks_in(split):
+    """Return the ranks of the captions (M,) and of the photos (N,) of an `EmbeddedSplit`."""
+    return retrieval_ranks(split.image_embeddings, split.text_embeddings, split.image_of_text)
+
+
+def report_of(split):
+    """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`."""
+    metrics = retrieval_metrics(split.image_embeddings, split.text_embeddings, split.image_of_text)
+    return {"images": len(split.files), "captions": len(split.captions), **dict(zip(DIRECTIONS, metrics, strict=True))}
 
 
 def recall_table(report):
     """Return the figures of a report as lines of text."""
-    frame = pd.DataFrame({"text -> image": report["text_to_image"], "image -> text": report["image_to_text"]}).T
-    frame = frame.rename(columns={"median_rank": "median rank"})
-    return frame.to_string(float_format="{:.1f}".format)
+    frame = pd.DataFrame({name: report[direction] for direction, name in DIRECTIONS.items()}).T
+    return frame.rename(columns={"median_rank": "median rank"}).to_string(float_format="{:.1f}".format)
+
+
+def compare(first, second):
+    """Return a table (text) and its figures: recall of two `EmbeddedSplit`s, the difference and its 95 % interval."""
+    if first.files != second.files or first.captions != second.captions:
+        raise UserError("the two checkpoints could not read the same photos: mend the photos listed above")
+    photo_of_query = first.image_of_text, first.image_of_text.unique()
+    figures, rows = {}, []
+    for direction, ranks_a, ranks_b, photos in zip(
+            DIRECTIONS, ranks_in(first), ranks_in(second), photo_of_query, strict=True):
+        figures[direction] = {}
+        for k in (1, 5, 10):
+            hits_a, hits_b = (ranks_a <= k).numpy(), (ranks_b <= k).numpy()
+            difference, low, high = bootstrap_interval(hits_a, hits_b, photos)
+            verdict = "B is better" if low > 0 else "A is better" if high < 0 else "may be chance"
+            a, b = 100 * hits_a.mean(), 100 * hits_b.mean()
+            figures[direction][f"R@{k}"] = {"A": a, "B": b, "difference": difference, "low": low, "high": high}
+            rows.append([DIRECTIONS[direction], f"R@{k}", a, b, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}",
+                         verdict])
+    frame = pd.DataFrame(rows, columns=["", "", "A", "B", "B - A", "95 % interval", ""])
+    return frame.to_string(index=False, float_format="{:.1f}".format), figures
+
+
+# ---------------------------------------------------------------- classification
+
+
+def accuracy_report(scores, labels, names):
+    """Return {"top_1", "top_5", "classes": {name: top-1}} in percent, of scores (N, K), labels (N,); ties miss."""
+    own = scores.gather(1, labels.unsqueeze(1))  # (N, 1)
+    ranks = (~(scores < own)).sum(dim=1)  # the own class is one of these
+    hits = ranks <= 1
+    per_class = {name: 100 * hits[labels == label].float().mean().item() for label, name in enumerate(names)}
+    return {"top_1": 100 * hits.float().mean().item(), "top_5": 100 * (ranks <= 5).float().mean().item(),
+            "classes": per_class}
+
+
+def class_embeddings(model, names, templates):
+    """Return (K, D) unit-length embeddings: for each class the mean over its prompts (Radford et al. 2021, 3.1.4)."""
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    embeddings = embed_texts(model, prompts).view(len(names), len(templates), -1)  # (K, templates, D)
+    return F.normalize(embeddings.mean(dim=1), dim=-1)
+
+
+def linear_probe(features, labels, test_features, classes):
+    """Return (N, K) scores of test features by logistic regression on features (M, F) with labels (M,).
+
+    Features are standardised; the weight penalty is the best of five on a fifth of the training pictures, and the
+    final fit uses all of them. paper: Radford et al. 2021, A.3, the same with scikit-learn and a finer search.
+    """
+    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
+    features, test_features = (features - mean) / std, (test_features - mean) / std
+
+    def fit(rows, penalty):
+        layer = torch.nn.Linear(features.shape[1], classes)
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+        def loss():
+            optimizer.zero_grad()
+            value = F.cross_entropy(layer(features[rows]), labels[rows]) + penalty * layer.weight.square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        return layer
+
+    held_out = torch.arange(len(labels)) % 5 == 0
+
+    def accuracy(penalty):
+        return (fit(~held_out, penalty)(features[held_out]).argmax(dim=1) == labels[held_out]).float().mean().item()
+
+    best = max((1e-4, 1e-3, 1e-2, 1e-1, 1.0), key=accuracy)
+    return fit(torch.ones_like(held_out), best)(test_features).detach()
+
+
+def classify(model, flags):
+    """Return the report of --zero-shot or --linear-probe, its (K, K) confusion counts, and the class names.
+
+    Classes are the folders in the folder given; a class is called like its folder, with spaces for underscores. The
+    probe trains on three quarters of each class and measures on the rest.
+    """
+    root = flags.zero_shot or flags.linear_probe
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: name one that holds a folder of pictures for each class")
+    files = {folder.name: picture_files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+    files = {name: pictures for name, pictures in files.items() if pictures}
+    if len(files) < 2:
+        raise UserError(f"{root} needs at least two class folders with pictures in them, and has {len(files)}")
+    names = [name.replace("_", " ") for name in files]
+    paths = [path for pictures in files.values() for path in pictures]
+    labels = torch.tensor([label for label, pictures in enumerate(files.values()) for _ in pictures])
+    loader = image_loader(paths, model.config.image_size, flags.batch_size, flags.workers)
+    encode = model.image_encoder if flags.linear_probe else model.encode_image
+    images, readable, faults = embed_images(model, loader, encode)
+    for error in faults.values():
+        print(f"left out: {error}")
+    if not readable:
+        raise UserError(f"none of the {len(paths):,} pictures in {root} can be read")
+    images, labels = images.float(), labels[readable]
+    if flags.zero_shot:
+        templates = read_templates(flags.templates) if flags.templates else TEMPLATES
+        scores = images @ class_embeddings(model, names, templates).T  # (N, K)
+        used = f"zero-shot, {len(templates)} templates a class"
+    else:
+        place = torch.cat([torch.arange(int(count)) for count in torch.bincount(labels, minlength=len(names))])
+        test = place % 4 == 3
+        if any(not (labels[test] == label).any() for label in range(len(names))):
+            raise UserError(f"a linear probe needs at least 4 readable pictures in every class folder of {root}")
+        scores = linear_probe(images[~test], labels[~test], images[test], len(names))
+        labels, used = labels[test], f"linear probe trained on {int((~test).sum()):,} pictures"
+    print(f"{used}; {len(labels):,} pictures of {len(names)} classes in {root}, chance {100 / len(names):.1f} %")
+    confusion = torch.zeros(len(names), len(names), dtype=torch.long)
+    confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
+    return {"folder": str(root), "pictures": len(labels), **accuracy_report(scores, labels, names)}, confusion, names
+
+
+def read_templates(path):
+    """Return the prompt templates of a text file: a line each, with {} where the name of the class goes."""
+    if not path.is_file():
+        raise UserError(f"--templates {path} is not a file: write one, a prompt a line, like: a photo of a {{}}.")
+    templates = [line.strip() for line in read_text(path) if line.strip()]
+    for number, template in enumerate(templates, start=1):
+        if "{}" not in template:
+            raise UserError(f"{path} line {number}: {template!r} has no {{}}, where the name of the class goes")
+    if not templates:
+        raise UserError(f"{path} holds no templates: write a prompt a line, like: a photo of a {{}}.")
+    return templates
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_confusion(confusion, names, path):
+    """Draw how often pictures of each class (row) were given each name (column), in percent of the row."""
+    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
+
+    side = 2.5 + 0.3 * min(len(names), 60)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
+    figure.colorbar(axes.imshow(percent, vmin=0, vmax=100, cmap="Blues"), label="percent of the class")
+    axes.set(xlabel="answer", ylabel="class", xticks=range(len(names)), yticks=range(len(names)))
+    axes.set_xticklabels(names, rotation=90, parse_math=False)
+    axes.set_yticklabels(names, parse_math=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_similarity(split, path, shown=48):
+    """Draw the similarities of the first photos with a caption of each, and those of all matching and other pairs."""
+    from matplotlib.figure import Figure
+
+    texts = torch.tensor([(split.image_of_text == row).nonzero()[0, 0] for row in range(min(shown, len(split.files)))])
+    matrix = split.image_embeddings[: len(texts)] @ split.text_embeddings[texts].T  # row = photo, column = caption
+    matching = (split.image_embeddings[split.image_of_text] * split.text_embeddings).sum(dim=1)
+    others = (split.image_embeddings.roll(1, dims=0)[split.image_of_text] * split.text_embeddings).sum(dim=1)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.colorbar(left.imshow(matrix, cmap="viridis"), ax=left, label="cosine")
+    left.set(title=f"the first {len(texts)} photos and a caption of each", xlabel="caption", ylabel="photo")
+    bins = np.linspace(min(others.min(), matching.min()), max(others.max(), matching.max()) + 1e-6, 60)
+    right.hist(others, bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
+    right.hist(matching, bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
+    gap = modality_gap(split.image_embeddings, split.text_embeddings)
+    right.set(title=f"captions with photos; gap between the means of images and texts {gap:.2f}", xlabel="cosine")
+    right.legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_worst(split, path, shown=8, above=6):
+    """Draw a contact sheet: the captions whose own photo ranks lowest, that photo, and the photos ranked highest."""
+    from matplotlib.figure import Figure
+
+    ranks, _ = ranks_in(split)
+    worst = ranks.argsort(descending=True, stable=True)[:shown].tolist()
+    figure = Figure(figsize=(1.7 * (above + 1), 2.15 * len(worst)), layout="constrained")
+    for caption, strip in zip(worst, np.atleast_1d(figure.subfigures(len(worst), 1)), strict=True):
+        text = textwrap.shorten(split.captions[caption], 110, placeholder=" …")
+        strip.suptitle(f"“{text}”", fontsize=9, parse_math=False)
+        own = int(split.image_of_text[caption])
+        scores = split.image_embeddings @ split.text_embeddings[caption]  # (N,)
+        first = scores.argsort(descending=True)[:above].tolist()
+        titles = [f"its photo: rank {ranks[caption]}", *(f"rank {rank}" for rank in range(1, len(first) + 1))]
+        for axes, photo, title in zip(strip.subplots(1, above + 1).flat, [own, *first], titles, strict=False):
+            axes.imshow(read_image(split.files[photo], shrink_to=160))
+            axes.set_title(f"{title}, {scores[photo]:.2f}", fontsize=7, color="C3" if photo == own else "black")
+        for axes in strip.axes:
+            axes.set_axis_off()
+    figure.savefig(path, dpi=100)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run_folder(checkpoint):
+    """Return where pictures about a checkpoint go: the run that it belongs to, or else its own folder."""
+    return checkpoint.parent if checkpoint.name in ("best", "last") else checkpoint
 
 
 def main(flags):
     if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
-    directory = checkpoint_dir(flags.checkpoint)
+    directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
     device = resolve_device(flags.device)
-    model = CLIP.from_pretrained(directory).to(device)
-    data_dir = flags.data_dir or model.config.data_dir
-    table = split_table(data_dir, flags.split, model.config.split_seed)
-    print(f"{directory} on the {flags.split} split of {data_dir} ({device})")
-    report, faults = evaluate_split(model, table, data_dir, flags.batch_size, flags.workers)
-    for error in faults.values():
-        print(f"left out with its captions: {error}")
-    print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
-    print(recall_table(report))
+    models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
+    folder, pictures = run_folder(directories[0]), []
+    if flags.zero_shot or flags.linear_probe:
+        print(f"{directories[0]} ({device})")
+        result, confusion, names = classify(models[0], flags)
+        width = max(map(len, names))
+        print("\n".join(f"  {name:<{width}}  {value:5.1f}" for name, value in result["classes"].items()))
+        print(f"top-1 {result['top_1']:.1f} %, top-5 {result['top_5']:.1f} %")
+        pictures.append((folder / "confusion.png", lambda path: draw_confusion(confusion, names, path)))
+    else:
+        config = models[0].config
+        data_dir = flags.data_dir or config.data_dir
+        table = split_table(data_dir, flags.split, config.split_seed)
+        print(f"{' (A) and '.join(map(str, directories))}{' (B)' if flags.compare else ''} on the {flags.split} split "
+              f"of {data_dir} ({device})")
+        splits = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
+        for error in splits[0].faults.values():
+            print(f"left out with its captions: {error}")
+        report = report_of(splits[0])
+        print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
+        if flags.compare:
+            lines, figures = compare(*splits)
+            print(lines)
+            result = {"split": flags.split, "A": str(directories[0]), "B": str(directories[1]), **figures}
+        else:
+            print(recall_table(report))
+            result = {"split": flags.split, **report}
+            pictures += [(folder / f"{name}-{flags.split}.png", lambda path, draw=draw: draw(splits[0], path))
+                         for name, draw in (("similarity", draw_similarity), ("worst", draw_worst))]
+    for path, draw in pictures:
+        try:
+            draw(path)
+            print(f"drew {path}")
+        except OSError as error:  # the figures matter more than the pictures
+            print(f"could not draw {path}: {error}")
     if flags.json:
-        flags.json.write_text(json.dumps({"split": flags.split, **report}, indent=2) + "\n", encoding="utf-8")
+        flags.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {flags.json}")
 
 

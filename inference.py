@@ -20,7 +20,6 @@ if __name__ == "__main__":
 import hashlib
 import json
 import math
-import os
 import sys
 import textwrap
 import warnings
@@ -30,14 +29,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
+from cache import IMAGE_SUFFIXES, embed_images, embed_texts, file_key, picture_files, writable, write_tensors
 from dataset import image_loader, image_path, load_splits, read_image
-from models import CLIP, embed_images, embed_texts, resolve_device
+from models import CLIP, resolve_device
 
-# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 INDEX_NAME = ".clip-index.safetensors"
 MOST_DRAWN = 50  # pictures in one image of the result
@@ -141,10 +138,7 @@ def folder_gallery(folder):
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"--gallery {folder} is not a folder")
-    files = [Path(parent) / name for parent, _, names in os.walk(root) for name in names]
-    files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-             and not any(part.startswith(".") for part in file.relative_to(root).parts)]
-    return str(folder), sorted(files), root / INDEX_NAME
+    return str(folder), picture_files(root), root / INDEX_NAME
 
 
 def split_gallery(config, split=None):
@@ -157,24 +151,6 @@ def split_gallery(config, split=None):
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
     files = [image_path(config.data_dir, name) for name in splits[split]["image"].unique()]
     return f"{config.data_dir} ({split} split)", files, config.data_dir / f".clip-index-{split}.safetensors"
-
-
-def writable(index):
-    """Return `index`, or a file of the user's cache folder where the gallery's own folder is read-only."""
-    folder = index.parent
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
-        return index
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
-    return cache / f"{hashlib.sha256(str(index.resolve()).encode()).hexdigest()[:24]}.safetensors"
-
-
-def file_key(file, folder):
-    """Return what identifies a file and its content: name, size and time of change. A changed file gets another."""
-    try:
-        status = file.stat()
-        return f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
-    except OSError:
-        return f"{file.relative_to(folder).as_posix()}|missing"
 
 
 def fingerprint(directory):
@@ -201,11 +177,8 @@ def read_index(path, model_hash):
 
 def write_index(path, model_hash, keys, embeddings, faults):
     """Write keys and their (N, D) embeddings in one rename, so that an interruption leaves the previous index."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = json.dumps({"model": model_hash, "keys": keys, "faults": faults})
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(save({"embeddings": embeddings}, metadata={"index": about}))
-    temporary.replace(path)
+    write_tensors(path, {"embeddings": embeddings}, {"index": about})
 
 
 # ---------------------------------------------------------------- what a person sees

@@ -11,9 +11,12 @@ Features leave a tower; embeddings are projected and of unit length. Losses are 
 """
 
 import contextlib
+import ctypes
 import json
 import math
+import sys
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import huggingface_hub
@@ -25,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
+from cache import write_json
 from config import Config, UserError
-from dataset import pad, tokenize, train_tokenizer
+from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
 
@@ -108,6 +112,11 @@ class ImageEncoder(nn.Module):
             pixels = (pixels - self.mean) / self.std
         return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
 
+    def layers(self):
+        """Return the names of the backbone's parameters, a list a layer, from the input to the output."""
+        groups = timm.models.group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
+        return [groups[number] for number in sorted(groups)]
+
     def save_config(self, directory):
         """Write `config.json` in timm's own form, from which `local-dir:` rebuilds the architecture."""
         trained_with = {key: value for key, value in self.backbone.pretrained_cfg.items()
@@ -154,8 +163,7 @@ class TextEncoder(nn.Module):
                 else:
                     self.backbone = AutoModel.from_config(
                         AutoConfig.from_pretrained(name, trust_remote_code=False), dtype=torch.float32)
-        if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
+        self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
         self.pad_id = self.tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
@@ -168,6 +176,16 @@ class TextEncoder(nn.Module):
             return hidden[:, 0]
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def layers(self):
+        """Return the names of the backbone's parameters, a list a layer: word embeddings (and the like), each block."""
+        blocks = next(module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)
+                      and len(module) == self.backbone.config.num_hidden_layers)
+        layer_of = {id(parameter): 1 + i for i, block in enumerate(blocks) for parameter in block.parameters()}
+        layers = [[] for _ in range(1 + len(blocks))]
+        for name, parameter in self.backbone.named_parameters():
+            layers[layer_of.get(id(parameter), 0)].append(name)
+        return layers
 
     def save_config(self, directory):
         """Write the architecture and the tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
@@ -211,17 +229,14 @@ class CLIP(nn.Module):
         self.image_head, self.text_head = (
             ProjectionHead(tower.feature_dim, config.embedding_dim, config.head_dropout) if config.head == "mlp"
             else nn.Linear(tower.feature_dim, config.embedding_dim)
-            for tower in (image_encoder, text_encoder)
-        )
+            for tower in (image_encoder, text_encoder))
         # Learned as a logarithm, so that it stays positive and a step changes it by a factor.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        self.frozen = [tower for name, tower in (("image", image_encoder), ("text", text_encoder))
-                       if config.freeze in (name, "both")]
-        for tower in self.frozen:
-            tower.requires_grad_(False)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.freeze(config.freeze)
 
     @classmethod
     def from_config(cls, config, captions=()):
@@ -264,14 +279,32 @@ class CLIP(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
+    def freeze(self, towers):
+        """Fix the towers named (none, image, text or both) and the lowest layers of the others; the heads train.
+
+        An image tower's lowest layers see edges, which need no learning anew, and work at the highest resolution:
+        a few weights that cost half of the time.
+        """
+        self.requires_grad_(True)
+        for name, tower, depth in (("image", self.image_encoder, self.config.image_depth),
+                                   ("text", self.text_encoder, self.config.text_depth)):
+            if towers in (name, "both"):
+                tower.requires_grad_(False)
+            elif depth < 1 and self.config.is_pretrained(name):
+                layers = tower.layers()
+                for parameter in chain.from_iterable(layers[:round((1 - depth) * len(layers))]):
+                    tower.backbone.get_parameter(parameter).requires_grad_(False)
+
     def train(self, mode=True):
         """Set training mode, except for what must stay as it is.
 
-        A frozen tower in training mode would still drop units out and move its BatchNorm statistics.
+        A frozen layer in training mode would still drop units out and move its BatchNorm statistics.
         """
         super().train(mode)
-        for tower in self.frozen:
-            tower.eval()
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
         if self.config.pretrained and self.config.fix_batch_norm:
             for module in self.image_encoder.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -279,17 +312,20 @@ class CLIP(nn.Module):
         return self
 
     def encode_image(self, pixels):
-        """(B, 3, S, S) uint8 pixels, or floats already normalised -> (B, D) unit-length float32 embeddings."""
-        # a frozen tower keeps no activations for a backward pass that never comes
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.image_encoder not in self.frozen):
-            features = self.image_encoder(pixels)  # (B, F)
-        return F.normalize(self.image_head(features).float(), dim=-1)  # (B, D)
+        """(B, 3, S, S) uint8 pixels, or floats already normalised -> (B, D) unit-length float32 embeddings.
 
-    def encode_text(self, input_ids, attention_mask):
-        """(B, T) token ids and (B, T) mask -> (B, D) unit-length float32 embeddings."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.text_encoder not in self.frozen):
-            features = self.text_encoder(input_ids, attention_mask)  # (B, F)
-        return F.normalize(self.text_head(features).float(), dim=-1)  # (B, D)
+        (B, F) is taken for features that the tower has made before (cache.py).
+        """
+        features = pixels if pixels.ndim == 2 else self.image_encoder(pixels)  # (B, F)
+        return F.normalize(self.image_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
+
+    def encode_text(self, input_ids, attention_mask=None):
+        """(B, T) token ids and (B, T) mask -> (B, D) unit-length float32 embeddings.
+
+        (B, F) floats without a mask are taken for features that the tower has made before (cache.py).
+        """
+        features = input_ids if attention_mask is None else self.text_encoder(input_ids, attention_mask)  # (B, F)
+        return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
 
     def forward(self, pixels, input_ids, attention_mask):
         """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs."""
@@ -302,13 +338,16 @@ class CLIP(nn.Module):
             return siglip_loss(image_embeddings, text_embeddings, scale, self.logit_bias)
         return {"clip": clip_loss, "soft": soft_clip_loss}[self.config.loss](image_embeddings, text_embeddings, scale)
 
-    def autocast(self):
-        """Return the context in which this model runs its matrix products in the precision it is configured for."""
+    def compute_dtype(self):
+        """Return the dtype of this model's matrix products: the configured one, if its device can."""
         device, precision = self.logit_scale.device, self.config.precision
-        if precision == "fp16" and device.type == "cpu":  # trained on a GPU, used without one
-            precision = "auto"
-        dtype = resolve_dtype(device, precision)
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        # a model trained in fp16 on a GPU can be used without one
+        return resolve_dtype(device, "auto" if (precision, device.type) == ("fp16", "cpu") else precision)
+
+    def autocast(self):
+        """Return the context in which this model runs its matrix products in that dtype."""
+        dtype = self.compute_dtype()
+        return torch.autocast(self.logit_scale.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
     @torch.no_grad()
     def clamp_logit_scale(self):
@@ -316,47 +355,14 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
-# ---------------------------------------------------------------- embedding many
-
-
-@torch.inference_mode()
-def embed_images(model, loader):
-    """Embed the files of a `dataset.image_loader`.
-
-    Returns (N, D) float32 embeddings on the CPU of the files that could be read, their indices, and a dict of the
-    others, {index: OSError}.
-    """
-    device, autocast = model.logit_scale.device, model.autocast()
-    rows, indices, faults = [torch.empty(0, model.config.embedding_dim)], [], {}
-    for pixels, good, bad in loader:
-        if pixels is not None:
-            with autocast:
-                rows.append(model.encode_image(pixels.to(device)).cpu())
-        indices += good
-        faults |= bad
-    return torch.cat(rows), indices, faults
-
-
-@torch.inference_mode()
-def embed_texts(model, texts, batch_size=128):
-    """Embed texts: (N, D) float32 on the CPU. Texts of like length share a batch, so little of it is padding."""
-    device, autocast, tower = model.logit_scale.device, model.autocast(), model.text_encoder
-    token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
-    order = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
-    embeddings = torch.empty(len(token_ids), model.config.embedding_dim)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        input_ids, mask = pad([token_ids[row] for row in rows], tower.pad_id)
-        with autocast:
-            embeddings[rows] = model.encode_text(input_ids.to(device), mask.to(device)).cpu()
-    return embeddings
-
-
 # ---------------------------------------------------------------- devices and files
 
 
 def resolve_device(name):
     """Return the torch.device for auto, cpu or cuda; raises UserError where cuda is asked for and not there."""
+    # By default glibc gives the memory of freed activations back and asks for it again, at every step.
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-4, 0), mallopt(-1, -1)  # M_MMAP_MAX 0, M_TRIM_THRESHOLD off: up to twice as fast on a CPU
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU; type --device cpu, or install a torch built for your GPU")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -392,8 +398,3 @@ def loading(tower, name, pretrained):
                      "--no-pretrained for random weights")
         raise UserError(
             f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). {hint}") from None
-
-
-def write_json(path, value):
-    """Write a JSON file, indented for people."""
-    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -5,8 +5,12 @@
     python train.py flickr8k          # pretrained ResNet50 + DistilBERT; CUDA and AMP when there is a GPU
     python train.py --resume          # go on with the newest run
 
+Pretrained towers are good and new heads are not: the heads first learn alone, on features that the towers make once
+(seconds); then the upper layers of the towers join in. What is evaluated and kept is a running mean of the weights.
+
 A run writes runs/NAME/: best/ (the model directory with the highest mean recall on dev), last/ (the newest one, with
-the state of the optimiser), metrics.jsonl (a line an epoch) and curves.png.
+the state of the trainer), metrics.jsonl (a line an epoch), and pictures to look at: curves.png, similarity-dev.png and
+worst-dev.png.
 """
 
 from config import PRESETS, Config, UserError, differing_settings, one_line_errors, parse_train
@@ -14,17 +18,18 @@ from config import PRESETS, Config, UserError, differing_settings, one_line_erro
 if __name__ == "__main__":
     CONFIG, WHY = parse_train()  # before torch is imported, so that --help and a mistyped flag answer at once
 
-import contextlib
+import copy
 import json
 import math
-import shutil
 import sys
 import time
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from cache import Features, embed_split, frozen_features, replacing, write_json, write_text
 from data.sample_scenes import write_sample
 from dataset import (
     SPLIT_FILES,
@@ -35,8 +40,8 @@ from dataset import (
     train_transform,
     training_loader,
 )
-from evaluate import evaluate_split, mean_recall, recall_table
-from models import CLIP, resolve_device, resolve_dtype, write_json
+from evaluate import draw_similarity, draw_worst, mean_recall, modality_gap, recall_table, report_of
+from models import CLIP, resolve_device, resolve_dtype
 
 # ---------------------------------------------------------------- data
 
@@ -79,21 +84,25 @@ def load_data(config):
 
 
 def parameter_groups(model, config):
-    """Return AdamW's parameter groups: a peak learning rate for each part, decay on matrices and kernels only."""
-    parts = {"heads": (config.lr_heads, []), "image": (config.lr_image, []), "text": (config.lr_text, [])}
+    """Return AdamW's parameter groups: a peak learning rate for each layer, decay on matrices and kernels only."""
+    peaks = {}  # parameter name -> (part, peak learning rate)
+    for part, peak_lr in (("image", config.lr_image), ("text", config.lr_text)):
+        tower = getattr(model, f"{part}_encoder")
+        layers = tower.layers() if config.layer_decay < 1 else [[name for name, _ in tower.backbone.named_parameters()]]
+        for below_top, names in enumerate(reversed(layers)):
+            lr = peak_lr * config.layer_decay**below_top
+            peaks |= {f"{part}_encoder.backbone.{name}": (part, lr) for name in names}
+    alone = not any(parameter.requires_grad for tower in (model.image_encoder, model.text_encoder)
+                    for parameter in tower.parameters())
+    groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = {"image_encoder": "image", "text_encoder": "text"}.get(name.split(".")[0], "heads")
-            parts[part][1].append(parameter)
-    groups = []
-    for part, (peak_lr, parameters) in parts.items():
-        # Norms, biases and the logit scale have one dimension or none. Decay would pull them to 0, which means nothing.
-        decayed = [parameter for parameter in parameters if parameter.ndim >= 2]
-        others = [parameter for parameter in parameters if parameter.ndim < 2]
-        for members, decay in ((decayed, config.weight_decay), (others, 0.0)):
-            if members:
-                groups.append({"params": members, "weight_decay": decay, "peak_lr": peak_lr, "part": part})
-    return groups
+            part, peak_lr = peaks.get(name, ("heads", config.lr_heads_alone if alone else config.lr_heads))
+            # Norms, biases and the logit scale have one dimension or none. Decay would pull them to 0: no meaning.
+            decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+            group = {"params": [], "weight_decay": decay, "peak_lr": peak_lr, "part": part}
+            groups.setdefault((part, peak_lr, decay), group)["params"].append(parameter)
+    return list(groups.values())
 
 
 def lr_share(step, steps, warmup):
@@ -104,8 +113,21 @@ def lr_share(step, steps, warmup):
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint):
-    """Show every photo once, but for a last, smaller batch.
+@torch.no_grad()
+def update_average(average, model, share):
+    """Move the running mean of the weights towards the model's: average = share * average + (1 - share) * weights.
+
+    The weights circle round a better place than any they stop at (Izmailov et al. 2018).
+    """
+    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(now, 1 - share)
+        else:
+            mean.copy_(now)  # BatchNorm's counter
+
+
+def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint):
+    """Show every photo once, but for a last, smaller batch, and let `average` follow the weights.
 
     Returns {"train_loss" (mean), "first_loss" (of its first step), "lr_heads" (of its last), "samples_per_second"}.
     """
@@ -120,9 +142,10 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak_lr"]
 
-        pixels, input_ids, attention_mask = (tensor.to(device, non_blocking=True) for tensor in batch)
+        # pixels, token ids and their mask; of a frozen tower its features, and then no mask
+        batch = (part if part is None else part.to(device, non_blocking=True) for part in batch)
         with autocast:
-            image_embeddings, text_embeddings = model(pixels, input_ids, attention_mask)  # (B, D), (B, D)
+            image_embeddings, text_embeddings = model(*batch)  # (B, D), (B, D)
         loss = model.loss(image_embeddings, text_embeddings)  # in float32: softmax over similarities needs the digits
 
         optimizer.zero_grad(set_to_none=True)
@@ -141,10 +164,13 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
         scaler.step(optimizer)
         scaler.update()
         model.clamp_logit_scale()
+        # The mean looks back 1 / (1 - averaging) steps, and over fewer while there have been few.
+        update_average(average, model, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     seen = len(losses) * loader.batch_size
+    heads = next(group for group in optimizer.param_groups if group["part"] == "heads")
     return {
-        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": share * config.lr_heads,
+        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
         "samples_per_second": round(seen / (time.perf_counter() - start), 1),
     }
 
@@ -152,35 +178,21 @@ def train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkp
 # ---------------------------------------------------------------- checkpoints
 
 
-@contextlib.contextmanager
-def replacing(directory):
-    """Yield a new folder that takes the place of `directory` once everything in it has been written.
-
-    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: `config.recover`.
-    """
-    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def save_last(run_dir, model, optimizer, scaler, progress):
+def save_last(run_dir, model, average, optimizer, scaler, progress):
     """Write last/: a model directory and the state of the trainer, as safetensors and JSON; nothing is pickled."""
     with replacing(run_dir / "last") as folder:
         model.save_pretrained(folder)
+        save_file({name: value.contiguous() for name, value in average.state_dict().items()},
+                  folder / "average.safetensors")
         slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
                  for key, value in slot.items()}
         save_file(slots, folder / "optimizer.safetensors")
         write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
 
 
-def load_last(run_dir, optimizer, scaler):
+def load_last(run_dir, average, optimizer, scaler):
     """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
+    average.load_state_dict(load_file(run_dir / "last" / "average.safetensors"))
     state = {}
     for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
         index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
@@ -211,31 +223,43 @@ def check_run_dir(config):
 # ---------------------------------------------------------------- what a run shows
 
 
-def write_history(history, path):
-    """Write metrics.jsonl, a line an epoch. The whole file in one rename: a kill leaves no half line."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-    temporary.replace(path)
-
-
-def draw_curves(history, path):
-    """Draw training loss, recall on dev and the logit scale over the epochs."""
+def draw_curves(history, chance, path):
+    """Draw training loss against chance, recall on dev, the logit scale, and the image-text gap, over the epochs."""
     from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
 
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    loss, recall, scale = figure.subplots(1, 3)
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    loss, recall, scale, gap = figure.subplots(1, 4)
     loss.plot(epochs, [row["train_loss"] for row in history], marker=".")
-    loss.set(title="training loss", xlabel="epoch")
+    if chance:
+        loss.axhline(chance, color="C3", linestyle=":", label="chance: ln(batch size)")
+        loss.legend(fontsize=6)
+    loss.set(title="training loss", xlabel="epoch", ylim=(0, None))
     for direction, style in (("text_to_image", "-"), ("image_to_text", "--")):
         for key, colour in (("R@1", "C0"), ("R@5", "C1"), ("R@10", "C2")):
             values = [row[direction][key] for row in history]
             recall.plot(epochs, values, style, color=colour, label=f"{direction.replace('_', ' ')} {key}")
     recall.set(title="recall on dev, percent", xlabel="epoch", ylim=(0, 100))
     recall.legend(fontsize=6)
-    scale.plot(epochs, [row["logit_scale"] for row in history], marker=".")
-    scale.set(title="logit scale (1 / temperature)", xlabel="epoch")
+    for axes, key, title in ((scale, "logit_scale", "logit scale (1 / temperature)"),
+                             (gap, "modality_gap", "gap between images and texts")):
+        axes.plot(epochs, [row[key] for row in history], marker=".")
+        axes.set(title=title, xlabel="epoch")
     figure.savefig(path, dpi=110)
+
+
+def chance_loss(loader, config):
+    """Return the loss of a model that knows nothing, ln B; None for the sigmoid loss, whose chance is its bias."""
+    return None if config.loss == "siglip" else math.log(loader.batch_size)
+
+
+def stuck(history, chance):
+    """Return a warning if the loss of the newest epochs is that of chance, else None."""
+    newest = [row["train_loss"] for row in history[-2:]]
+    if chance is None or len(newest) < 2 or min(newest) < 0.98 * chance:
+        return None
+    return (f"warning: the loss stands at chance, ln(batch size) = {chance:.2f}: nothing is being learned. Are these "
+            "the captions of these photos? If so, try lower --lr-image and --lr-text, and more --epochs")
 
 
 def epoch_line(row, epochs):
@@ -250,6 +274,49 @@ def epoch_line(row, epochs):
 # ---------------------------------------------------------------- the run
 
 
+def prepare(model, splits, config, towers):
+    """Return what the heads, and the towers not named, train on: a loader, an optimiser, and dev's cached features."""
+    data, tower = config.data_dir, model.text_encoder
+    model.freeze(towers)
+    features, dev_features = Features(), Features()
+    if config.cache:
+        features = frozen_features(model.eval(), splits["train"], data, towers, 64, config.workers, config.cached_views)
+        dev_features = frozen_features(model, splits["dev"], data, towers, 64, config.workers)
+    size, transform = model.config.image_size, train_transform(model.config.image_size, config.crop_scale, config.flip)
+    pairs = CaptionDataset(
+        splits["train"], data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, features)
+    workers = config.workers if features.images is None else 0  # rows of a tensor need no processes to fetch them
+    loader = training_loader(pairs, config.batch_size, workers, pin_memory=model.logit_scale.device.type == "cuda")
+    return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), dev_features
+
+
+def epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint):
+    """Train one epoch and measure the averaged weights on dev. Returns its row of metrics.jsonl."""
+    (loader, optimizer, dev_features), start = stage, time.perf_counter()
+    row = train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint)
+    average.eval()
+    dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, dev_features)
+    recall = report_of(dev)
+    return {"epoch": epoch, **row, "logit_scale": average.logit_scale.exp().item(),
+            "modality_gap": modality_gap(dev.image_embeddings, dev.text_embeddings), **recall,
+            "mean_recall": mean_recall(recall), "seconds": round(time.perf_counter() - start, 2)}
+
+
+def train_heads_first(model, average, scaler, splits, config):
+    """Train the heads alone while both towers keep their pretrained weights; returns the row of epoch 0.
+
+    A random head sends random gradients into a good tower; and heads on cached features train in seconds.
+    """
+    start = time.perf_counter()
+    config = replace(config, epochs=config.heads_first)
+    stage = prepare(model, splits, config, "both")
+    print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
+    rows = [epoch_row(model, average, stage, scaler, splits, config, epoch, "none yet")
+            for epoch in range(1, config.epochs + 1)]
+    seconds = round(sum(row["seconds"] for row in rows), 2)
+    return {**rows[-1], "epoch": 0, "first_loss": rows[0]["first_loss"], "seconds": seconds}
+
+
 def main(config, why):
     print(why)
     check_run_dir(config)
@@ -259,9 +326,8 @@ def main(config, why):
     print("\n".join(report))
 
     image, text = config.image_encoder, config.text_encoder
-    weights = "pretrained" if config.pretrained else "random weights"
-    text_weights = "random weights" if text == "scratch" else weights
-    print(f"towers: {image} ({weights}) and {text} ({text_weights}); frozen: {config.freeze}", flush=True)
+    weights = ["pretrained" if config.is_pretrained(tower) else "random weights" for tower in ("image", "text")]
+    print(f"towers: {image} ({weights[0]}) and {text} ({weights[1]}); frozen: {config.freeze}", flush=True)
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
     torch.manual_seed(config.seed)
@@ -271,50 +337,55 @@ def main(config, why):
     else:
         model = CLIP.from_config(config, splits["train"]["caption"])
     model.to(device, memory_format=torch.channels_last)
-    size, tower = model.config.image_size, model.text_encoder
-    transform = train_transform(size, config.crop_scale, config.flip)
-    pairs = CaptionDataset(
-        splits["train"], config.data_dir, tower.tokenizer, transform, tower.max_tokens, config.seed)
-    loader = training_loader(pairs, config.batch_size, config.workers, pin_memory=device.type == "cuda")
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), fused=True)
+    average = copy.deepcopy(model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    heads = None  # they learn alone first where both towers are pretrained and one of them will move
+    if config.heads_first and config.freeze != "both" and config.is_pretrained("text") and not config.resume:
+        heads = train_heads_first(model, average, scaler, splits, config)
+    stage = loader, optimizer, _ = prepare(model, splits, config, config.freeze)
     progress = {"epoch": 0, "best": -1.0, "history": []}
     if config.resume:
-        progress = load_last(config.run_dir, optimizer, scaler)
+        progress = load_last(config.run_dir, average, optimizer, scaler)
         print(f"going on after epoch {progress['epoch']} of {config.epochs}" if progress["epoch"] < config.epochs else
               f"all {config.epochs} epochs are done: add --epochs N to train on")
 
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{trained:,} of {total:,} parameters, {size} px, on {device} in {str(dtype).removeprefix('torch.')}\n"
+    trained, total = (sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or every)
+                      for every in (False, True))
+    print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {device} in "
+          f"{str(dtype).removeprefix('torch.')}\n"
           f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs, into {config.run_dir}")
     if loader.batch_size < config.batch_size:
-        print(f"--batch-size {config.batch_size} is more than the {len(pairs)} training photos: using {len(pairs)}")
+        pairs = len(loader.dataset)
+        print(f"--batch-size {config.batch_size} is more than the {pairs} training photos: using {pairs}")
 
-    for epoch in range(progress["epoch"] + 1, config.epochs + 1):
-        start = time.perf_counter()
-        last_checkpoint = config.run_dir / "last" if epoch > 1 else "none yet"
-        row = train_one_epoch(model, loader, optimizer, scaler, config, epoch, last_checkpoint)
-        model.eval()
-        recall, _ = evaluate_split(model, splits["dev"], config.data_dir, config.batch_size, config.workers)
-        row = {"epoch": epoch, **row, "logit_scale": model.logit_scale.exp().item(), **recall,
-               "mean_recall": mean_recall(recall), "seconds": round(time.perf_counter() - start, 2)}
+    for epoch in range(progress["epoch"] + (heads is None), config.epochs + 1):
+        last_checkpoint = config.run_dir / "last" if progress["history"] else "none yet"
+        row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint)
+        heads = None  # epoch 0 is the heads alone
         if row["mean_recall"] > progress["best"]:
             progress["best"] = row["mean_recall"]
             with replacing(config.run_dir / "best") as folder:
-                model.save_pretrained(folder)
+                average.save_pretrained(folder)
         progress["epoch"] = epoch
         progress["history"].append(row)
-        save_last(config.run_dir, model, optimizer, scaler, progress)
-        write_history(progress["history"], config.run_dir / "metrics.jsonl")
-        draw_curves(progress["history"], config.run_dir / "curves.png")
+        save_last(config.run_dir, model, average, optimizer, scaler, progress)
+        write_text(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
+        draw_curves(progress["history"], chance_loss(loader, config), config.run_dir / "curves.png")
         print(epoch_line(row, config.epochs), flush=True)
+        if remark := stuck(progress["history"], chance_loss(loader, config)):
+            print(remark, flush=True)
 
     best = CLIP.from_pretrained(config.run_dir / "best").to(device)
-    split = "test" if "test" in splits and len(splits["test"]) else "dev"
-    recall, _ = evaluate_split(best, splits[split], config.data_dir, config.batch_size, config.workers)
-    print(f"{config.run_dir / 'best'} on the {recall['images']:,} photos of the {split} split, recall in percent")
-    print(recall_table(recall))
+    for split in ("dev", "test"):
+        if split in splits and len(splits[split]):
+            embedded = embed_split(best, splits[split], config.data_dir, 64, config.workers)
+            if split == "dev":
+                draw_similarity(embedded, config.run_dir / "similarity-dev.png")
+                draw_worst(embedded, config.run_dir / "worst-dev.png")
+    report = report_of(embedded)
+    print(f"{config.run_dir / 'best'} on the {report['images']:,} photos of the {split} split, recall in percent")
+    print(recall_table(report))
+    print(f"to look at: curves.png, similarity-dev.png and worst-dev.png in {config.run_dir}")
     print('next: python inference.py --query "people sitting near the beach"')
 
 

@@ -283,7 +283,7 @@ def test_photos_are_not_mirrored_unless_asked_for():
 def pairs_of(directory, seed=0, size=32):
     table = load_splits(directory)["train"]
     tokenizer = train_tokenizer(table["caption"], max_tokens=64)
-    return CaptionDataset(table, directory, tokenizer, train_transform(size, 0.75), 64, seed), table, tokenizer
+    return CaptionDataset(table, directory, tokenizer, train_transform(size, 0.75), size, 64, seed), table, tokenizer
 
 
 def batches_of(pairs, epoch, workers=0):
@@ -312,12 +312,13 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
 
 
 def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
-    pairs, _, _ = pairs_of(sample_dir)
+    pairs, table, tokenizer = pairs_of(sample_dir)
+    captions = table[table["image"] == pairs.paths[0].name]["caption"]
     drawn = set()
     for epoch in range(40):
         pairs.epoch = epoch
         drawn.add(tuple(pairs[0][1]))
-    assert drawn == {tuple(token_ids) for token_ids in pairs.captions[0]} and len(drawn) == 5
+    assert drawn == {tuple(token_ids) for token_ids in tokenize(tokenizer, captions, 64)} and len(drawn) == 5
 
 
 def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):
@@ -355,9 +356,10 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:2]
     table = pd.DataFrame({"image": [names[1], names[0], names[1]], "caption": ["one", "two", "three"]})
     tokenizer = train_tokenizer(table["caption"], 16)
-    pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 16)
+    pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 32, 16)
     assert [path.name for path in pairs.paths] == [names[1], names[0]]
-    assert pairs.captions == [tokenize(tokenizer, ["one", "three"], 16), tokenize(tokenizer, ["two"], 16)]
+    assert pairs.rows == [[0, 2], [1]]
+    assert [pairs.token_ids[row] for row in (0, 2, 1)] == tokenize(tokenizer, ["one", "three", "two"], 16)
 
 
 def test_image_loader_reads_nested_and_odd_names(tmp_path, sample_dir):

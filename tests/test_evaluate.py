@@ -1,14 +1,31 @@
 """evaluate.py: recall on matrices worked out by hand, against a naive reference, and against cheating."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import run_script
+from PIL import Image
 
+from cache import embed_split
+from config import UserError
 from dataset import split_table
-from evaluate import evaluate_split, mean_recall, ranks_of, recall_summary, recall_table, retrieval_metrics
+from evaluate import (
+    accuracy_report,
+    bootstrap_interval,
+    linear_probe,
+    mean_recall,
+    modality_gap,
+    ranks_of,
+    read_templates,
+    recall_summary,
+    recall_table,
+    report_of,
+    retrieval_metrics,
+)
 from models import CLIP
 
 
@@ -105,6 +122,134 @@ def test_photos_that_cannot_be_read_are_left_out_with_their_captions(tmp_path, s
     first, second = table["image"].unique()[:2]
     (tmp_path / "data" / "Images" / first).write_bytes(b"broken")
     (tmp_path / "data" / "Images" / second).unlink()
-    report, faults = evaluate_split(CLIP.from_pretrained(checkpoint), table, tmp_path / "data")
+    split = embed_split(CLIP.from_pretrained(checkpoint), table, tmp_path / "data")
+    report = report_of(split)
     assert (report["images"], report["captions"]) == (14, 70)
-    assert set(faults) == {first, second}
+    assert {path.name for path in split.faults} == {first, second}
+
+
+# ---------------------------------------------------------------- is it chance?
+
+
+def test_bootstrap_interval_by_hand():
+    # both photos changed from a miss to a hit: every resample says +100
+    assert bootstrap_interval([0, 0], [1, 1], [0, 1]) == (100.0, 100.0, 100.0)
+    assert bootstrap_interval([1, 0, 1], [1, 0, 1], [0, 0, 1]) == (0.0, 0.0, 0.0)
+    # one of four queries got worse and all belong to photos of their own: resamples go from 0 to -100
+    difference, low, high = bootstrap_interval([1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 2, 3])
+    assert difference == -25.0 and low == -75.0 and high == 0.0  # P(no draw of the first) = (3/4)^4 = 0.32
+
+
+def test_bootstrap_interval_equals_a_naive_one_and_keeps_a_photos_captions_together():
+    generator = np.random.default_rng(1)
+    photos = np.repeat(np.arange(30), 5)
+    a, b = generator.random((2, 150)) < [[0.3], [0.5]]
+    resampled = []
+    for _ in range(4000):
+        drawn = generator.integers(30, size=30)
+        rows = np.concatenate([np.flatnonzero(photos == photo) for photo in drawn])
+        resampled.append(100 * (b[rows].mean() - a[rows].mean()))
+    difference, low, high = bootstrap_interval(a, b, photos)
+    assert difference == pytest.approx(100 * (b.mean() - a.mean()))
+    assert [low, high] == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=1.0)
+    # five copies of one query are no more evidence than one of them
+    once, five = bootstrap_interval(a[::5], b[::5], photos[::5]), bootstrap_interval(
+        np.repeat(a[::5], 5), np.repeat(b[::5], 5), photos)
+    assert once == pytest.approx(five)
+
+
+def test_modality_gap_by_hand():
+    assert modality_gap(torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[0.0, 1], [0, 1]])) == pytest.approx(2**0.5)
+
+
+def test_compare_of_a_checkpoint_with_itself_and_with_another(workplace, checkpoint, tmp_path):
+    figures = tmp_path / "figures.json"
+    shown = run_script("evaluate.py", "--compare", checkpoint, "runs/first/last", "--split", "dev", "--json", figures,
+                       cwd=workplace).stdout
+    assert "runs/first/last (B) on the dev split" in shown and shown.count("R@10") == 2
+    value = json.loads(figures.read_text())["text_to_image"]["R@1"]
+    assert value["difference"] == pytest.approx(value["B"] - value["A"]) and value["low"] <= value["difference"]
+    same = run_script("evaluate.py", "--compare", checkpoint, checkpoint, cwd=workplace).stdout
+    assert same.count("may be chance") == 6 and same.count("+0.0 to +0.0") == 6
+
+
+# ---------------------------------------------------------------- classification
+
+
+def test_accuracy_by_hand():
+    scores = torch.tensor([
+        [0.9, 0.1, 0.0, 0.0, 0.0, 0.0],  # class 0: right
+        [0.5, 0.5, 0.0, 0.0, 0.0, 0.0],  # class 0: a tie, which counts as second
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],  # class 5: sixth
+    ])
+    report = accuracy_report(scores, torch.tensor([0, 0, 5]), list("abcdef"))
+    assert report["top_1"] == pytest.approx(100 / 3) and report["top_5"] == pytest.approx(200 / 3)
+    assert report["classes"]["a"] == 50.0 and report["classes"]["f"] == 0.0
+
+
+def test_a_linear_probe_finds_what_can_be_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(3, 8, generator=generator)
+    labels = torch.arange(90) % 3
+    features = centres[labels] + 0.3 * torch.randn(90, 8, generator=generator)
+    scores = linear_probe(features[:60], labels[:60], features[60:], 3)
+    assert scores.shape == (30, 3) and (scores.argmax(dim=1) == labels[60:]).all()
+
+
+@pytest.fixture
+def classes(tmp_path, sample_dir):
+    """Two class folders, their pictures told apart by what the captions say."""
+    table = split_table(sample_dir, "train")
+    for place in ("beach", "forest"):
+        folder = tmp_path / "classes" / f"the_{place}"
+        folder.mkdir(parents=True)
+        for name in table[table["caption"].str.contains(place)]["image"].unique()[:8]:
+            shutil.copy(sample_dir / "Images" / name, folder)
+    return tmp_path / "classes"
+
+
+def test_zero_shot_and_linear_probe_on_class_folders(workplace, classes, tmp_path):
+    (tmp_path / "templates.txt").write_text("people at {} .\n\na dog at {} .\n")
+    shown = run_script("evaluate.py", "--zero-shot", classes, "--templates", tmp_path / "templates.txt", "--json",
+                       tmp_path / "figures.json", cwd=workplace).stdout
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert "zero-shot, 2 templates a class; 16 pictures of 2 classes" in shown and "chance 50.0 %" in shown
+    assert set(report["classes"]) == {"the beach", "the forest"} and report["top_5"] == 100.0
+    assert report["top_1"] == pytest.approx(sum(report["classes"].values()) / 2)
+    with Image.open(workplace / "runs" / "first" / "confusion.png") as picture:
+        assert min(picture.size) > 200
+    shown = run_script("evaluate.py", "--linear-probe", classes, cwd=workplace).stdout
+    assert "linear probe trained on 12 pictures; 4 pictures of 2 classes" in shown
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--zero-shot", "nowhere"], "nowhere is not a folder"),
+    (["--zero-shot", "runs"], "at least two class folders with pictures"),
+    (["--templates", "t.txt"], "--templates are the prompts of --zero-shot"),
+    (["--zero-shot", "x", "--linear-probe", "x"], "one of --compare, --zero-shot and --linear-probe"),
+    (["--compare", "a", "b", "--checkpoint", "c"], "leave --checkpoint out"),
+])
+def test_refusals(workplace, arguments, message):
+    process = run_script("evaluate.py", *arguments, cwd=workplace, check=False)
+    assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
+
+
+def test_templates_without_a_place_for_the_class_are_refused_by_line(tmp_path):
+    path = tmp_path / "templates.txt"
+    path.write_text("a photo of {}\na photo\n")
+    with pytest.raises(UserError, match=r"templates.txt line 2: 'a photo' has no \{\}"):
+        read_templates(path)
+    path.write_text("\n")
+    with pytest.raises(UserError, match="holds no templates"):
+        read_templates(path)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_the_pictures_of_a_split_are_drawn_beside_the_run(workplace):
+    shown = run_script("evaluate.py", "--split", "dev", cwd=workplace).stdout
+    for name in ("similarity-dev.png", "worst-dev.png"):
+        assert f"drew runs/first/{name}" in shown
+        with Image.open(workplace / "runs" / "first" / name) as picture:
+            assert np.asarray(picture.convert("L")).std() > 5  # not blank

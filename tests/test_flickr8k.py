@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cache import embed_images, embed_texts
 from config import PRESETS
 from dataset import (
     image_loader,
@@ -21,7 +22,7 @@ from dataset import (
     split_images,
     token_rows,
 )
-from models import CLIP, embed_images, embed_texts
+from models import CLIP
 
 FLICKR8K, TOWERS = (os.environ.get(name) for name in ("FLICKR8K_DIR", "TOWERS_DIR"))
 needs_photos = pytest.mark.skipif(not FLICKR8K, reason="FLICKR8K_DIR is not set")

@@ -12,10 +12,11 @@ from PIL import Image
 
 import dataset
 import inference
+from cache import embed_images, embed_texts
 from config import UserError
 from dataset import image_loader, split_table
 from inference import INDEX_NAME, Gallery, Match, draw_matches, fingerprint, read_index
-from models import CLIP, embed_images, embed_texts
+from models import CLIP
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from models import (
     ProjectionHead,
     TextEncoder,
     clip_loss,
-    embed_texts,
     resolve_device,
     resolve_dtype,
     siglip_loss,
@@ -222,15 +221,6 @@ def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():
         assert torch.allclose(texts[2:], model.encode_text(*text_batch(model, CAPTIONS[2:])), atol=1e-5)
 
 
-def test_embed_texts_keeps_the_order():
-    model = small_clip().eval()
-    texts = [CAPTIONS[0], "a", CAPTIONS[1] + " " + CAPTIONS[2], "dog"]
-    together = embed_texts(model, texts, batch_size=2)
-    for row, text in enumerate(texts):
-        assert torch.allclose(together[row], embed_texts(model, [text])[0], atol=2e-2)  # bf16 where the CPU has it
-        assert (together @ together[row]).argmax() == row
-
-
 def test_training_starts_at_chance(tower_flags):
     """Unlike pairs and heads that know nothing: the first loss is ln B, whatever the towers and the seed."""
     texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 11)]
@@ -272,7 +262,8 @@ def step(model):
 
 def pretrained_clip(tower_flags, **changes):
     torch.manual_seed(0)
-    return CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, **tower_flags, **changes))
+    changes = {"pretrained": True, "max_tokens": 32, "image_depth": 1.0, **tower_flags, **changes}
+    return CLIP.from_config(replace(SMALL, **changes))
 
 
 @pytest.mark.parametrize("freeze", ["none", "image", "text", "both"])
@@ -283,7 +274,61 @@ def test_frozen_towers_change_neither_weights_nor_statistics(tower_flags, freeze
     towers = {"none": {"image_encoder", "text_encoder"}, "image": {"text_encoder"}, "text": {"image_encoder"},
               "both": set()}[freeze]
     assert changed == {"image_head", "text_head", "logit_scale"} | towers
-    assert not any(parameter.grad is not None for tower in model.frozen for parameter in tower.parameters())
+    assert not any(parameter.grad is not None for parameter in model.parameters() if not parameter.requires_grad)
+
+
+def test_layers_hold_every_parameter_once_from_input_to_output(tower_flags):
+    model = pretrained_clip(tower_flags)
+    for tower in (model.image_encoder, model.text_encoder):
+        names = [name for layer in tower.layers() for name in layer]
+        assert sorted(names) == sorted(name for name, _ in tower.backbone.named_parameters())
+    image, text = model.image_encoder.layers(), model.text_encoder.layers()
+    assert any(name.startswith("conv1") for name in image[0]) and all(name.startswith("layer4") for name in image[-1])
+    assert len(text) == 3 and "embeddings.word_embeddings.weight" in text[0]  # word embeddings and two blocks
+    assert all(".layer.1." in name for name in text[2])
+
+
+def test_the_lowest_layers_of_a_tower_can_stay_as_they_are(tower_flags):
+    model = pretrained_clip(tower_flags, image_depth=0.6, text_depth=0.5, fix_batch_norm=False)
+    before, after = step(model)
+    for tower in ("image_encoder", "text_encoder"):
+        layers = getattr(model, tower).layers()
+        still = {"image_encoder": 2, "text_encoder": 2}[tower]  # 0.4 of 5 layers; 0.5 of 3, rounded to even
+        for number, layer in enumerate(layers):
+            names = [f"{tower}.backbone.{name}" for name in layer]
+            same = [torch.equal(before[name], after[name]) for name in names]
+            assert all(same) if number < still else not all(same)
+    # the statistics of the frozen convolutions stay, those of the others move, since fix_batch_norm is off
+    moved = {name for name in before if "running_mean" in name and not torch.equal(before[name], after[name])}
+    assert moved and not any(".layer1." in name or ".bn1." in name.split("backbone")[1][:5] for name in moved)
+
+
+def test_a_random_tower_learns_as_a_whole():
+    model = small_clip(image_depth=0.5, text_depth=0.5)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_freezing_can_be_taken_back(tower_flags):
+    model = pretrained_clip(tower_flags)
+    model.freeze("both")
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+        "logit_scale", "image_head", "text_head"}
+    model.freeze("none")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_features_made_before_give_the_same_embeddings(tower_flags):
+    model = pretrained_clip(tower_flags).eval()
+    pixels, (input_ids, mask) = pixel_batch(), text_batch(model)
+    assert torch.equal(model.encode_image(model.image_encoder(pixels)), model.encode_image(pixels))
+    assert torch.equal(model.encode_text(model.text_encoder(input_ids, mask)), model.encode_text(input_ids, mask))
+
+
+def test_dropout_on_features_is_there_in_training_only(tower_flags):
+    model = pretrained_clip(tower_flags, feature_dropout=0.9, head_dropout=0.0, freeze="both", head="linear")
+    features = torch.ones(4, model.image_encoder.feature_dim)
+    assert torch.equal(*(model.eval().encode_image(features) for _ in range(2)))
+    assert not torch.equal(*(model.train().encode_image(features) for _ in range(2)))
 
 
 def test_frozen_towers_are_in_eval_mode_and_heads_are_not(tower_flags):

@@ -1,5 +1,6 @@
 """train.py: the arithmetic of a step, and the real command: a run, a kill, a resume, and what it refuses."""
 
+import copy
 import json
 import math
 import shutil
@@ -14,10 +15,11 @@ import torch
 from conftest import ROOT, run_script
 from PIL import Image
 
+from cache import replacing
 from config import PRESETS, UserError, recover
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from models import CLIP
-from train import lr_share, parameter_groups, replacing, train_one_epoch
+from train import lr_share, parameter_groups, stuck, train_one_epoch, update_average
 
 
 def lines_of(run_dir):
@@ -58,21 +60,61 @@ def test_parameter_groups_hold_each_trained_parameter_once(sample_dir):
     assert id(next(model.text_encoder.parameters())) not in where
 
 
+def test_layer_decay_by_hand(tower_flags):
+    config = replace(PRESETS["flickr8k"], **tower_flags, lr_image=1.0, lr_text=2.0, layer_decay=0.5, max_tokens=32)
+    model = CLIP.from_config(config)
+    rate = {id(parameter): group["peak_lr"] for group in parameter_groups(model, config)
+            for parameter in group["params"]}
+    blocks = model.text_encoder.backbone.encoder.layer
+    assert {rate[id(parameter)] for parameter in blocks[1].parameters()} == {2.0}
+    assert {rate[id(parameter)] for parameter in blocks[0].parameters()} == {1.0}
+    assert rate[id(model.text_encoder.backbone.embeddings.word_embeddings.weight)] == 0.5
+    assert {rate[id(parameter)] for parameter in model.image_encoder.backbone.layer4.parameters()} == {1.0}
+    assert {rate[id(parameter)] for parameter in model.image_encoder.backbone.layer3.parameters()} == {0.5}
+
+
+def test_heads_that_learn_alone_have_a_rate_of_their_own(tower_flags):
+    config = replace(PRESETS["flickr8k"], **tower_flags, max_tokens=32)
+    model = CLIP.from_config(config)
+    rates = {group["peak_lr"] for group in parameter_groups(model, config) if group["part"] == "heads"}
+    assert rates == {config.lr_heads}
+    model.freeze("both")
+    groups = parameter_groups(model, config)
+    assert {(group["part"], group["peak_lr"]) for group in groups} == {("heads", config.lr_heads_alone)}
+
+
+def test_the_average_by_hand():
+    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    model.weight.data.fill_(4.0)
+    model.num_batches_tracked.fill_(7)
+    update_average(average, model, 0.75)
+    assert average.weight.tolist() == [1.75, 1.75]  # 3/4 of 1 and 1/4 of 4
+    assert average.num_batches_tracked == 7
+    update_average(average, model, 0.0)
+    assert average.weight.tolist() == [4.0, 4.0]
+
+
+def test_a_loss_at_chance_is_reported():
+    at = [{"train_loss": loss} for loss in (4.6, 4.59, 3.0)]
+    assert "4.61" in stuck(at[:2], 4.605) and "nothing is being learned" in stuck(at[:2], 4.605)
+    assert stuck(at, 4.605) is stuck(at[:1], 4.605) is stuck(at[:2], None) is None
+
+
 SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64)
 
 
 def small_set_up(sample_dir, config=SMALL):
-    """A small model and what trains it: (model, loader of 3 batches, optimizer)."""
+    """A small model and what trains it: (model, its average, loader of 3 batches, optimizer)."""
     table = load_splits(sample_dir)["train"]
     torch.manual_seed(0)
     model = CLIP.from_config(config, table["caption"])
-    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, train_transform(32), 64)
-    return model, training_loader(pairs, 32), torch.optim.AdamW(parameter_groups(model, config))
+    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, train_transform(32), 32, 64)
+    return model, copy.deepcopy(model), training_loader(pairs, 32), torch.optim.AdamW(parameter_groups(model, config))
 
 
 def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(sample_dir):
     config = replace(SMALL, epochs=2, warmup=0.5, grad_clip=0.01, lr_image=1e-3, lr_text=2e-3, lr_heads=4e-3)
-    model, loader, optimizer = small_set_up(sample_dir, config)
+    model, average, loader, optimizer = small_set_up(sample_dir, config)
     model.logit_scale.data.fill_(9.0)
     rates, norms = [], []
 
@@ -84,7 +126,7 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
     optimizer.register_step_pre_hook(watch)
     # A scaler that multiplies the loss by 1024: gradients must be divided again before they are clipped.
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    row = train_one_epoch(model, loader, optimizer, scaler, config, 1, "none yet")
+    row = train_one_epoch(model, average, loader, optimizer, scaler, config, 1, "none yet")
     for step, rate in enumerate(rates):  # 3 of 6 steps, all of them warm-up
         assert rate == pytest.approx({part: peak * (step + 1) / 3
                                       for part, peak in (("heads", 4e-3), ("image", 1e-3), ("text", 2e-3))})
@@ -95,25 +137,28 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
 
 @pytest.mark.parametrize("poison, scaled", [("loss", False), ("loss", True), ("gradient", False)])
 def test_a_number_that_is_not_finite_stops_the_run(sample_dir, poison, scaled):
-    model, loader, optimizer = small_set_up(sample_dir)
+    model, average, loader, optimizer = small_set_up(sample_dir)
     if poison == "loss":
         model.text_head.norm.bias.data.fill_(torch.nan)
     else:
         model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
     with pytest.raises(UserError, match=r"step 1 .*learning rates heads .*image .*text .*runs/x/last"):
-        train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", enabled=scaled), SMALL, 1, "runs/x/last")
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "runs/x/last")
     assert torch.equal(before, model.image_head.projection.weight)  # nothing was spoilt
 
 
 def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
-    model, loader, optimizer = small_set_up(sample_dir)
+    model, average, loader, optimizer = small_set_up(sample_dir)
     model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
-    train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", init_scale=64.0), SMALL, 1, "none yet")
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "none yet")
     assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
     with pytest.raises(UserError, match="stopped at step 3"):
-        train_one_epoch(model, loader, optimizer, torch.amp.GradScaler("cpu", init_scale=4.0), SMALL, 1, "none yet")
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "none yet")
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
@@ -145,7 +190,8 @@ def test_a_run_leaves_what_it_promises(workplace):
         assert curves.format == "PNG" and curves.width > 800
     suffixes = {path.suffix for path in run_dir.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".safetensors", ".png"}  # nothing pickled, no temporary left
-    assert sorted(path.name for path in run_dir.iterdir()) == ["best", "curves.png", "last", "metrics.jsonl"]
+    assert sorted(path.name for path in run_dir.iterdir()) == [
+        "best", "curves.png", "last", "metrics.jsonl", "similarity-dev.png", "worst-dev.png"]
 
 
 def test_a_run_says_what_it_does(workplace, sample_dir):
@@ -257,3 +303,38 @@ def test_the_two_commands_of_the_readme_in_an_empty_folder(tmp_path):
     assert len(list(tmp_path.glob("runs/sample-*/best/model.safetensors"))) == 1
     found = run_script("inference.py", "--query", "people sitting near the beach", cwd=tmp_path).stdout
     assert "on 200 pictures of data/sample (test split)" in found and (tmp_path / "matches.png").exists()
+
+
+# ---------------------------------------------------------------- pretrained towers
+
+
+def flags_of(tower_flags):
+    return [word for name, value in tower_flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def test_heads_learn_first_and_then_the_upper_layers_join(tmp_path, sample_dir, tower_flags):
+    shown = run_script("train.py", "flickr8k", "--data-dir", sample_dir, *flags_of(tower_flags), "--epochs", 2,
+                       "--heads-first", 3, "--batch-size", 32, "--run-dir", "run", cwd=tmp_path).stdout
+    rows = lines_of(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [0, 1, 2] and "epoch   0/2" in shown
+    assert all(row["modality_gap"] >= 0 for row in rows)
+    for name in ("curves.png", "similarity-dev.png", "worst-dev.png"):
+        assert (tmp_path / "run" / name).is_file()
+    config = replace(PRESETS["flickr8k"], **tower_flags)
+    start, end = CLIP.from_config(config).state_dict(), CLIP.from_pretrained(tmp_path / "run" / "last").state_dict()
+    moved = {name for name in start if "encoder" in name and not torch.equal(start[name], end[name])}
+    assert any("layer4" in name for name in moved) and any("embeddings" in name for name in moved)
+    assert not any("backbone.conv1" in name or "running" in name for name in moved)
+
+
+def test_training_from_cached_features_equals_training_without(tmp_path, sample_dir, tower_flags):
+    flags = ["flickr8k", "--data-dir", sample_dir, *flags_of(tower_flags), "--epochs", 2, "--batch-size", 32,
+             "--crop-scale", 1, "--no-flip", "--precision", "fp32"]
+    for freeze in ("image", "text", "both"):
+        for cache in ("cache", "no-cache"):
+            run_script("train.py", *flags, "--freeze", freeze, f"--{cache}", "--heads-first", 0, "--run-dir",
+                       f"{freeze}-{cache}", cwd=tmp_path)
+        with_cache, without = (lines_of(tmp_path / f"{freeze}-{cache}") for cache in ("cache", "no-cache"))
+        for row, other in zip(with_cache, without, strict=True):
+            assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+            assert row["text_to_image"] == other["text_to_image"]

@@ -1,0 +1,154 @@
+"""What each lever of the recipe is worth: a row a lever, on the dev split.
+
+    python benchmarks/ablation.py frozen --output benchmarks/results/ablation-frozen.md   # three seeds a row, minutes
+    python benchmarks/ablation.py towers --output benchmarks/results/ablation-towers.md   # one seed a row, hours
+
+`frozen` trains heads on the cached features of frozen towers: first the ancestors' recipe, repaired step by step,
+then ours, with one thing changed at a time. `towers` fine-tunes, each row for as many epochs as --epochs says. Recall
+is that of the epoch a run would keep; seconds are those of training and of measuring dev, without the features.
+"""
+
+import copy
+import platform
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+
+from benchmarks import seed_recipe
+from cache import embed_split, write_text
+from config import PRESETS, one_line_errors
+from dataset import load_splits
+from evaluate import mean_recall, report_of
+from models import CLIP, clip_loss, resolve_device
+from train import epoch_row, prepare, train_heads_first
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Train and measure one row after the other."""
+
+    part: tyro.conf.Positional[Literal["frozen", "towers"]]  # which table
+    data_dir: Path = PRESETS["flickr8k"].data_dir  # dataset folder
+    image_encoder: str = PRESETS["flickr8k"].image_encoder  # any timm name, or local-dir:PATH
+    text_encoder: str = PRESETS["flickr8k"].text_encoder  # any name or folder for AutoModel
+    epochs: int = 24  # of each row
+    seeds: int = 3  # runs of each row
+    only: str = ""  # run only the rows whose name contains this
+    output: Path | None = None  # also write the table to this file
+
+
+def unit_length(loss):
+    """Return the loss of embeddings brought to unit length."""
+    return lambda images, texts, scale: loss(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
+
+
+REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps the repairs above it
+    "ancestors' recipe": {},
+    "+ embeddings of unit length": {"loss": unit_length(seed_recipe.unscaled)},
+    "+ learned scale": {"loss": unit_length(seed_recipe.seed_loss)},
+    "+ hard targets (the CLIP loss)": {"loss": unit_length(clip_loss)},
+    "+ one caption a photo and epoch": {"loss": unit_length(clip_loss), "one_caption": True},
+}
+LEVERS = {  # changes of our recipe, one at a time
+    "frozen": {
+        "our recipe": {},
+        "first token instead of mean": {"pooling": "cls"},
+        "linear heads": {"head": "linear"},
+        "no dropout on features": {"feature_dropout": 0.0},
+        "256 dimensions": {"embedding_dim": 256},
+        "no averaging": {"averaging": 0.0},
+        "batch 32": {"batch_size": 32},
+        "batch 128": {"batch_size": 128},
+        "batch 512": {"batch_size": 512},
+        "sigmoid loss": {"loss": "siglip"},
+        "soft targets, detached": {"loss": "soft"},
+        "4 cropped views of each photo": {"cached_views": 4},
+    },
+    "towers": {
+        "our recipe": {},
+        "both towers frozen": {"freeze": "both"},
+        "image tower frozen": {"freeze": "image"},
+        "text tower frozen": {"freeze": "text"},
+        "image tower whole": {"image_depth": 1.0},
+        "no heads first": {"heads_first": 0},
+        "no crops, no mirroring": {"crop_scale": 1.0, "flip": False},
+        "no dropout on features": {"feature_dropout": 0.0},
+        "no averaging": {"averaging": 0.0},
+    },
+}
+
+
+def ours(flags, splits, config):
+    """Train as train.py does, without its files; returns the report of the best epoch."""
+    torch.manual_seed(config.seed)
+    model = CLIP.from_config(config).to(resolve_device("auto"), memory_format=torch.channels_last)
+    average, scaler, rows = copy.deepcopy(model), torch.amp.GradScaler(enabled=False), []
+    if config.heads_first and config.freeze != "both":
+        rows.append(train_heads_first(model, average, scaler, splits, config))
+    stage = prepare(model, splits, config, config.freeze)
+    start = time.perf_counter()
+    for epoch in range(1, config.epochs + 1):
+        rows.append(epoch_row(model, average, stage, scaler, splits, config, epoch, "none"))
+    return max(rows, key=mean_recall), time.perf_counter() - start
+
+
+def ancestors(flags, splits, config, **repairs):
+    """Train as the ancestors did, with repairs; returns the report of the epoch with the lowest validation loss."""
+    flags = seed_recipe.SeedConfig(Path(), flags.data_dir, config.image_encoder, config.text_encoder, "both",
+                                   flags.epochs, config.seed)
+    config = seed_recipe.config_of(flags)
+    model, history = seed_recipe.train(flags, splits, config, **repairs)
+    report = report_of(embed_split(model, splits["dev"], config.data_dir, 64))
+    return report, sum(row["seconds"] for row in history)
+
+
+def table_row(name, results):
+    """Return one row of the Markdown table from the (report, seconds) of several seeds."""
+    figures = np.array([[report[direction][key] for direction in ("text_to_image", "image_to_text")
+                         for key in ("R@1", "R@5", "R@10")] for report, _ in results])  # (seeds, 6)
+    spread = figures.mean(axis=1)
+    cells = [" / ".join(f"{value:.1f}" for value in figures.mean(axis=0)[part]) for part in (slice(3), slice(3, 6))]
+    seconds = np.mean([seconds for _, seconds in results])
+    spread = f" ({spread.min():.1f} to {spread.max():.1f})" if len(results) > 1 else ""
+    return f"| {name} | {cells[0]} | {cells[1]} | {figures.mean():.1f}{spread} | {seconds:.0f} |"
+
+
+def main(flags):
+    base = replace(PRESETS["flickr8k"], data_dir=flags.data_dir, image_encoder=flags.image_encoder,
+                   text_encoder=flags.text_encoder, epochs=flags.epochs,
+                   freeze="both" if flags.part == "frozen" else "none")
+    splits = load_splits(base.data_dir, base.split_seed)
+    runs = {}
+    if flags.part == "frozen":
+        runs |= {name: lambda seed, repairs=repairs: ancestors(flags, splits, replace(base, seed=seed), **repairs)
+                 for name, repairs in REPAIRS.items()}
+    runs |= {name: lambda seed, changes=changes: ours(flags, splits, replace(base, seed=seed, **changes))
+             for name, changes in LEVERS[flags.part].items()}
+    lines = [
+        f"{flags.epochs} epochs, {flags.seeds} seed{'s' * (flags.seeds > 1)} a row, {Path(base.image_encoder).name} "
+        f"and {Path(base.text_encoder).name}, torch {torch.__version__}, {platform.machine()}, "
+        f"{torch.get_num_threads()} threads", "",
+        "| recipe | text -> image R@1/5/10 | image -> text R@1/5/10 | mean of six (lowest to highest seed) | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name, run in runs.items():
+        if flags.only in name:
+            lines.append(table_row(name, [run(seed) for seed in range(flags.seeds)]))
+            print(lines[-1], flush=True)
+            if flags.output:  # after every row: a long table survives an interruption
+                write_text(flags.output, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(AblationConfig, config=(tyro.conf.FlagCreatePairsOff,)))

@@ -1,0 +1,243 @@
+"""Embed many pictures and texts, and keep on disk what a frozen tower makes of them.
+
+    picture files ─ embed_images ─> (N, D) embeddings, or with encode=model.image_encoder (N, F) features
+    texts         ─ embed_texts ──> (M, D) embeddings, or with encode=model.text_encoder  (M, F) features
+
+A tower that does not learn gives the same features in every epoch. `frozen_features` asks it once; after that an epoch
+costs two small matrix products a pair, and the next run with this tower on this data starts at once.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tqdm import tqdm
+
+from config import UserError
+from dataset import image_loader, image_path, pad, tokenize, train_transform
+
+# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+FEATURES_FOLDER = ".clip-features"  # inside the dataset folder; can be deleted at any time
+
+
+# ---------------------------------------------------------------- embedding many
+
+
+@torch.inference_mode()
+def embed_images(model, loader, encode=None):
+    """Embed the files of a `dataset.image_loader` with `encode`, by default `model.encode_image`.
+
+    Returns an (N, D) tensor on the CPU of the files that could be read, their indices, and a dict of the others,
+    {index: OSError}.
+    """
+    device, autocast = model.logit_scale.device, model.autocast()
+    rows, indices, faults = [], [], {}
+    for pixels, good, bad in loader:
+        if pixels is not None:
+            with autocast:
+                rows.append((encode or model.encode_image)(pixels.to(device)).cpu())
+        indices += good
+        faults |= bad
+    return torch.cat(rows) if rows else torch.empty(0, model.config.embedding_dim), indices, faults
+
+
+@torch.inference_mode()
+def embed_texts(model, texts, batch_size=128, encode=None):
+    """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
+
+    Texts of like length share a batch, so little of it is padding.
+    """
+    device, autocast, tower = model.logit_scale.device, model.autocast(), model.text_encoder
+    token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
+    order = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
+    rows = []
+    for start in range(0, len(order), batch_size):
+        input_ids, mask = pad([token_ids[row] for row in order[start : start + batch_size]], tower.pad_id)
+        with autocast:
+            rows.append((encode or model.encode_text)(input_ids.to(device), mask.to(device)).cpu())
+    return torch.cat(rows)[torch.tensor(order).argsort()]
+
+
+# ---------------------------------------------------------------- features of frozen towers
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the towers make of a captions table: of its photos, in the order in which they first appear, and captions.
+
+    images: (N, V, F), V views of each photo; texts: (M, F), a row a caption. None for a tower that learns.
+    """
+
+    images: torch.Tensor | None = None
+    texts: torch.Tensor | None = None
+
+
+def frozen_features(model, table, data_dir, towers, batch_size=128, workers=0, views=1):
+    """Return the `Features` of a captions table by the towers named (none, image, text or both), from disk if there.
+
+    The first of the `views` is the whole photo, as in evaluation; the others are cropped and mirrored as in training.
+    Kept in the dataset folder (or the user's cache folder, where that is read-only) under a hash of all that the
+    features depend on: weights and architecture of the tower, precision, transform, and the photos or captions.
+    """
+    config, images, texts = model.config, None, None
+    if towers in ("image", "both"):
+        paths = [image_path(data_dir, name) for name in table["image"].unique()]
+        crops = [config.crop_scale, config.flip, config.seed] if views > 1 else []
+        about = [config.image_size, views, *crops, *(file_key(path, Path(data_dir)) for path in paths)]
+        images = kept(data_dir, model, model.image_encoder, about,
+                      lambda: image_features(model, paths, batch_size, workers, views))
+    if towers in ("text", "both"):
+        captions, tower = list(table["caption"]), model.text_encoder
+        about = [config.pooling, tokenize(tower.tokenizer, captions, tower.max_tokens)]
+        texts = kept(data_dir, model, tower, about, lambda: embed_texts(model, captions, batch_size, tower))
+    return Features(images, texts)
+
+
+def image_features(model, paths, batch_size, workers, views):
+    """Return (N, V, F) features of photos: the whole photo, then V - 1 crops drawn from the seed of the run."""
+    config, stacked = model.config, []
+    for view in range(views):
+        crop = train_transform(config.image_size, config.crop_scale, config.flip) if view else None
+        loader = image_loader(paths, config.image_size, batch_size, workers, crop, seed=(config.seed, view))
+        bar = tqdm(loader, f"features of photos, view {view + 1} of {views}", leave=False, disable=None)
+        features, _, faults = embed_images(model, bar, model.image_encoder)
+        if faults:
+            raise UserError(f"a photo can no longer be read: {next(iter(faults.values()))}")
+        stacked.append(features)
+    return torch.stack(stacked, dim=1)
+
+
+def kept(data_dir, model, tower, about, make):
+    """Return the tensor that `make` gives for a tower and what `about` tells, from disk where it was made before."""
+    digest = hashlib.sha256(json.dumps([str(model.compute_dtype()), repr(tower.backbone), about]).encode())
+    for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):
+        digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    path = writable(Path(data_dir) / FEATURES_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("features")
+    except (OSError, SafetensorError):
+        pass  # not made yet, or damaged: make it
+    features = make()
+    try:
+        write_tensors(path, {"features": features})
+    except OSError as error:
+        print(f"features are not kept for the next run: {error}")
+    return features
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """A captions table, embedded: photos in the order in which they first appear, captions in the table's order."""
+
+    files: list  # N paths
+    captions: list  # M texts
+    image_embeddings: torch.Tensor  # (N, D), unit length
+    text_embeddings: torch.Tensor  # (M, D), unit length
+    image_of_text: torch.Tensor  # (M,), the row of each caption's photo
+    faults: dict  # {path: OSError} of the photos that could not be read; they are left out with their captions
+
+
+def embed_split(model, table, data_dir, batch_size=128, workers=0, features=None):
+    """Return the `EmbeddedSplit` of a captions table. `Features` of it spare the frozen towers their work."""
+    features = features or Features()
+    paths = [image_path(data_dir, name) for name in table["image"].unique()]
+    if features.images is None:
+        loader = image_loader(paths, model.config.image_size, batch_size, workers)
+        images, readable, faults = embed_images(model, loader)
+    else:
+        images = from_features(model, model.encode_image, features.images[:, 0])
+        readable, faults = range(len(paths)), {}
+    if not readable:
+        raise UserError(f"none of the {len(paths):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
+    row_of_image = {paths[index]: row for row, index in enumerate(readable)}
+    rows = [row_of_image.get(image_path(data_dir, name), -1) for name in table["image"]]  # -1: left out
+    captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row >= 0]
+    rows = torch.tensor(rows)
+    if features.texts is None:
+        texts = embed_texts(model, captions, batch_size)
+    else:
+        texts = from_features(model, model.encode_text, features.texts[rows >= 0])
+    return EmbeddedSplit([paths[index] for index in readable], captions, images, texts, rows[rows >= 0],
+                         {paths[index]: error for index, error in faults.items()})
+
+
+@torch.inference_mode()
+def from_features(model, encode, features):
+    """Return the (N, D) embeddings, on the CPU, of (N, F) features that a tower has made before."""
+    with model.autocast():
+        return encode(features.to(model.logit_scale.device)).cpu()
+
+
+# ---------------------------------------------------------------- files
+
+
+def picture_files(folder):
+    """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
+    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
+    return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
+                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def writable(path):
+    """Return `path`, or a file of the user's cache folder where the folder that would hold it is read-only."""
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
+    return cache / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.safetensors"
+
+
+def file_key(file, folder):
+    """Return what identifies a file and its content: name, size and time of change. A changed file gets another."""
+    try:
+        status = file.stat()
+        return f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
+    except OSError:
+        return f"{file.relative_to(folder).as_posix()}|missing"
+
+
+def write_tensors(path, tensors, metadata=None):
+    """Write a safetensors file in one rename, so that an interruption leaves the previous one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(save(tensors, metadata=metadata))
+    temporary.replace(path)
+
+
+def write_text(path, text):
+    """Write a text file in one rename: a kill leaves no half of it."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path, value):
+    """Write a JSON file, indented for people."""
+    Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(directory):
+    """Yield a new folder that takes the place of `directory` once everything in it has been written.
+
+    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: `config.recover`.
+    """
+    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""cache.py: many at once equals one by one, and what a frozen tower made is found again, and only then."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+import cache
+from cache import embed_images, embed_split, embed_texts, frozen_features, picture_files, writable
+from config import PRESETS, UserError
+from dataset import image_loader, image_path, load_splits, pad, tokenize
+from models import CLIP
+
+SMALL = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
+
+
+@pytest.fixture
+def model(tower_flags):
+    torch.manual_seed(0)
+    return CLIP.from_config(replace(SMALL, **tower_flags)).eval()
+
+
+@pytest.fixture
+def data(tmp_path, sample_dir):
+    """Twelve pictures and their captions in a folder of their own."""
+    table = load_splits(sample_dir)["train"]
+    table = table[table["image"].isin(table["image"].unique()[:12])].reset_index(drop=True)
+    (tmp_path / "data" / "Images").mkdir(parents=True)
+    for name in table["image"].unique():
+        image_path(tmp_path / "data", name).write_bytes(image_path(sample_dir, name).read_bytes())
+    return tmp_path / "data", table
+
+
+def test_embed_texts_keeps_the_order(model):
+    texts = ["A dog runs through the water .", "a", "Two people sit near the beach . A dog runs .", "dog"]
+    together = embed_texts(model, texts, batch_size=2)
+    for row, text in enumerate(texts):
+        assert torch.allclose(together[row], embed_texts(model, [text])[0], atol=1e-5)
+        assert (together @ together[row]).argmax() == row
+
+
+def test_features_are_what_the_towers_make(model, data):
+    folder, table = data
+    features = frozen_features(model, table, folder, "both", batch_size=5)
+    paths = [image_path(folder, name) for name in table["image"].unique()]
+    pixels, _, _ = next(iter(image_loader(paths, model.config.image_size, 12)))
+    with torch.no_grad():
+        images = model.image_encoder(pixels)
+        text = model.text_encoder(*pad(tokenize(model.text_encoder.tokenizer, [table["caption"][7]], 32), 0))
+    assert features.images.shape == (12, 1, images.shape[1]) and features.texts.shape == (len(table), text.shape[1])
+    assert torch.allclose(features.images[:, 0], images, atol=1e-5)
+    assert torch.allclose(features.texts[7], text, atol=1e-5)
+    assert frozen_features(model, table, folder, "image").texts is None
+    assert frozen_features(model, table, folder, "none") == cache.Features(None, None)
+
+
+def test_features_are_made_once_and_again_when_anything_changes(model, data, monkeypatch):
+    folder, table = data
+    made = []
+
+    def watched(name, do):
+        return lambda *arguments: (made.append(name), do(*arguments))[1]
+
+    for name in ("embed_images", "embed_texts"):
+        monkeypatch.setattr(cache, name, watched(name, getattr(cache, name)))
+
+    def makes(table=table, **changes):
+        made.clear()
+        model.config = replace(model.config, **changes)
+        features = frozen_features(model, table, folder, "both", views=changes.get("cached_views", 1))
+        return features, list(made)
+
+    first, calls = makes()
+    assert calls == ["embed_images", "embed_texts"]
+    again, calls = makes()
+    assert calls == [] and torch.equal(first.images, again.images) and torch.equal(first.texts, again.texts)
+    assert makes(precision="bf16")[1] == ["embed_images", "embed_texts"]
+    assert makes(precision="fp32")[1] == []
+    assert makes(cached_views=2)[1] == ["embed_images"] * 2  # the captions are the same
+    assert makes(cached_views=2, crop_scale=0.5)[1] == ["embed_images"] * 2
+    assert makes(cached_views=1, crop_scale=0.7)[1] == []  # a whole photo knows no crop
+    assert makes(table=table.head(30))[1] == ["embed_images", "embed_texts"]
+    path = image_path(folder, table["image"][0])
+    path.write_bytes(path.read_bytes() + b" ")
+    assert makes()[1] == ["embed_images"]
+    with torch.no_grad():
+        next(model.text_encoder.parameters())[0, 0] += 1
+    assert makes()[1] == ["embed_texts"]
+    for file in (folder / cache.FEATURES_FOLDER).iterdir():
+        file.write_bytes(b"damaged")
+    assert makes()[1] == ["embed_images", "embed_texts"] and makes()[1] == []
+
+
+def test_views_are_the_whole_photo_and_crops_of_it(model, data):
+    folder, table = data
+    whole = frozen_features(model, table, folder, "image").images
+    views = frozen_features(model, table, folder, "image", views=3).images
+    assert views.shape == (12, 3, whole.shape[2]) and torch.equal(views[:, 0], whole[:, 0])
+    assert not torch.allclose(views[:, 1], views[:, 0]) and not torch.allclose(views[:, 1], views[:, 2])
+
+
+def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
+    folder, table = data
+    plain = embed_split(model, table, folder)
+    features = frozen_features(model, table, folder, "both")
+    for tower in (model.image_encoder, model.text_encoder):
+        monkeypatch.setattr(tower, "forward", None)  # would fail if it were asked
+    quick = embed_split(model, table, folder, features=features)
+    assert torch.allclose(plain.image_embeddings, quick.image_embeddings, atol=1e-5)
+    assert torch.allclose(plain.text_embeddings, quick.text_embeddings, atol=1e-5)
+    assert torch.equal(plain.image_of_text, quick.image_of_text) and plain.files == quick.files
+
+
+def test_a_photo_that_vanishes_is_named(model, data):
+    folder, table = data
+    path = image_path(folder, table["image"][0])
+    path.unlink()
+    with pytest.raises(UserError, match=path.name):
+        frozen_features(model, table, folder, "image")
+
+
+def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path, monkeypatch):
+    folder, table = data
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder.chmod(0o555)
+    try:
+        frozen_features(model, table, folder, "text")
+        assert not (folder / cache.FEATURES_FOLDER).exists()
+        assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
+    finally:
+        folder.chmod(0o755)
+
+
+def test_nothing_to_embed_is_an_empty_tensor(model):
+    assert embed_images(model, [])[0].shape == (0, model.config.embedding_dim)
+    with pytest.raises(UserError, match="can be read"):
+        embed_split(model, pd.DataFrame({"image": ["no.jpg"], "caption": ["a dog"]}), "nowhere")
+
+
+def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
+    for name in ("b.JPG", "a/c.png", ".x/d.jpg", ".e.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_files(tmp_path) == [tmp_path / "a" / "c.png", tmp_path / "b.JPG"]
+    assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"
