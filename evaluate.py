@@ -296,7 +296,7 @@ def draw_similarity(split, path, shown=48):
     right.hist(others, bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
     right.hist(matching, bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
     gap = modality_gap(split.image_embeddings, split.text_embeddings)
-    right.set(title=f"captions with photos; gap between the means of images and texts {gap:.2f}", xlabel="cosine")
+    right.set(title=f"all captions; gap between mean image and mean text: {gap:.2f}", xlabel="cosine with a photo")
     right.legend()
     figure.savefig(path, dpi=110)
 

@@ -119,11 +119,11 @@ def update_average(average, model, share):
 
     The weights circle round a better place than any they stop at (Izmailov et al. 2018).
     """
-    for mean, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
+    for mean, now in zip(average.parameters(), model.parameters(), strict=True):
+        if now.requires_grad:
             mean.lerp_(now, 1 - share)
-        else:
-            mean.copy_(now)  # BatchNorm's counter
+    for mean, now in zip(average.buffers(), model.buffers(), strict=True):
+        mean.lerp_(now, 1 - share) if mean.is_floating_point() else mean.copy_(now)  # BatchNorm's statistics and counter
 
 
 def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint):
