@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dataset import image_loader, image_path, pad, tokenize, train_transform
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+FORMAT = 1  # of cached features: raise it when the way from file to features changes
 FEATURES_FOLDER = ".clip-features"  # inside the dataset folder; can be deleted at any time
 
 
@@ -118,7 +120,11 @@ def image_features(model, paths, batch_size, workers, views):
 
 def kept(data_dir, model, tower, about, make):
     """Return the tensor that `make` gives for a tower and what `about` tells, from disk where it was made before."""
-    digest = hashlib.sha256(json.dumps([str(model.compute_dtype()), repr(tower.backbone), about]).encode())
+    backbone = tower.backbone  # repr does not show everything, so its settings are named too
+    settings = getattr(backbone, "config", None) or (getattr(backbone, "pretrained_cfg", ""), tower.model_args)
+    versions = [version(name) for name in ("torch", "timm", "transformers", "pillow", "albumentations")]
+    digest = hashlib.sha256(json.dumps(
+        [FORMAT, versions, str(model.compute_dtype()), repr(backbone), str(settings), about]).encode())
     for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     path = writable(Path(data_dir) / FEATURES_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")

@@ -127,13 +127,17 @@ def split_images(data_dir, images, split_seed=0):
     name, so it does not depend on the order of the file. Adding or removing photos still moves a few of the others
     at the borders: write lists before a model's test figures have to outlive changes to the data.
     """
-    lists = {split: Path(data_dir) / name for split, name in SPLIT_FILES.items()}
-    lists = {split: path for split, path in lists.items() if path.is_file()}
-    if lists:
+    if has_split_lists(data_dir):
+        lists = {split: path for split, name in SPLIT_FILES.items() if (path := Path(data_dir) / name).is_file()}
         return {split: list(filter(None, map(str.strip, read_text(path)))) for split, path in lists.items()}
     order = sorted(set(images), key=lambda name: hashlib.sha256(f"{split_seed}/{name}".encode()).digest())
     share = max(1, len(order) // 10)
     return {"train": order[2 * share :], "dev": order[:share], "test": order[share : 2 * share]}
+
+
+def has_split_lists(data_dir):
+    """Return whether a dataset folder says itself which photos are in which split."""
+    return any((Path(data_dir) / name).is_file() for name in SPLIT_FILES.values())
 
 
 def load_splits(data_dir, split_seed=0):
@@ -256,8 +260,7 @@ def eval_transform(size):
 
 def transformed(path, transform, size, seed):
     """Return the (S, S, 3) uint8 pixels of a picture file after a transform, whose random choices `seed` fixes."""
-    transform.set_random_seed(seed)
-    # twice the size is enough to resize well, and a 12-megapixel photo decodes several times as fast
+    transform.set_random_seed(seed)  # below: twice the size is enough to resize well, and large photos decode faster
     return torch.from_numpy(transform(image=read_image(path, shrink_to=2 * size))["image"])
 
 
@@ -318,7 +321,7 @@ class CaptionDataset(Dataset):
             rows[name].append(row)
         self.paths = [image_path(data_dir, name) for name in rows]
         self.rows = list(rows.values())
-        # features (cache.py): (N, V, F) and (M, F) tensors take the place of pixels and token ids, where they are given
+        # cache.Features take the place of pixels (N, V, F) and token ids (M, F), where they are given
         self.image_features, self.text_features = (features.images, features.texts) if features else (None, None)
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
@@ -337,10 +340,7 @@ class CaptionDataset(Dataset):
         return transformed(self.paths[index], self.transform, self.size, int(rng.integers(2**32))), text
 
     def collate(self, items):
-        """Return pixels (B, 3, S, S) uint8, input ids (B, T) and attention mask (B, T).
-
-        Where a tower's features are cached, they stand in their places: (B, F), or (B, F) and None.
-        """
+        """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
         images, texts = zip(*items, strict=True)
         images = torch.stack(images)
         if self.image_features is None:

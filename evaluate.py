@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from cache import embed_images, embed_split, embed_texts, picture_files
-from dataset import image_loader, read_image, read_text, split_table
+from dataset import has_split_lists, image_loader, read_image, read_text, split_table
 from models import CLIP, resolve_device
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
@@ -136,7 +136,10 @@ def recall_table(report):
 
 
 def compare(first, second):
-    """Return a table (text) and its figures: recall of two `EmbeddedSplit`s, the difference and its 95 % interval."""
+    """Return a table (text) and its figures: recall of two `EmbeddedSplit`s, the difference and its 95 % interval.
+
+    The interval is over photos, for these two checkpoints: other training seeds are another source of chance.
+    """
     if first.files != second.files or first.captions != second.captions:
         raise UserError("the two checkpoints could not read the same photos: mend the photos listed above")
     photo_of_query = first.image_of_text, first.image_of_text.unique()
@@ -147,7 +150,8 @@ def compare(first, second):
         for k in (1, 5, 10):
             hits_a, hits_b = (ranks_a <= k).numpy(), (ranks_b <= k).numpy()
             difference, low, high = bootstrap_interval(hits_a, hits_b, photos)
-            verdict = "B is better" if low > 0 else "A is better" if high < 0 else "may be chance"
+            sure = len(first.files) >= 20 and (low > 0 or high < 0)  # a few photos prove nothing
+            verdict = ("B is better" if difference > 0 else "A is better") if sure else "may be chance"
             a, b = 100 * hits_a.mean(), 100 * hits_b.mean()
             figures[direction][f"R@{k}"] = {"A": a, "B": b, "difference": difference, "low": low, "high": high}
             rows.append([DIRECTIONS[direction], f"R@{k}", a, b, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}",
@@ -229,9 +233,9 @@ def classify(model, flags):
     images, readable, faults = embed_images(model, loader, encode)
     for error in faults.values():
         print(f"left out: {error}")
-    if not readable:
-        raise UserError(f"none of the {len(paths):,} pictures in {root} can be read")
     images, labels = images.float(), labels[readable]
+    if empty := [name for label, name in enumerate(names) if not (labels == label).any()]:
+        raise UserError(f"no picture of the class {empty[0]!r} in {root} can be read: mend or remove its folder")
     if flags.zero_shot:
         templates = read_templates(flags.templates) if flags.templates else TEMPLATES
         scores = images @ class_embeddings(model, names, templates).T  # (N, K)
@@ -293,8 +297,8 @@ def draw_similarity(split, path, shown=48):
     figure.colorbar(left.imshow(matrix, cmap="viridis"), ax=left, label="cosine")
     left.set(title=f"the first {len(texts)} photos and a caption of each", xlabel="caption", ylabel="photo")
     bins = np.linspace(min(others.min(), matching.min()), max(others.max(), matching.max()) + 1e-6, 60)
-    right.hist(others, bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
-    right.hist(matching, bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
+    right.hist(others.numpy(), bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
+    right.hist(matching.numpy(), bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
     gap = modality_gap(split.image_embeddings, split.text_embeddings)
     right.set(title=f"all captions; gap between mean image and mean text: {gap:.2f}", xlabel="cosine with a photo")
     right.legend()
@@ -323,6 +327,21 @@ def draw_worst(split, path, shown=8, above=6):
     figure.savefig(path, dpi=100)
 
 
+def draw_pictures(split, folder, mark):
+    """Draw similarity-MARK.png and worst-MARK.png of an `EmbeddedSplit` into a folder."""
+    drawn(folder / f"similarity-{mark}.png", draw_similarity, split)
+    drawn(folder / f"worst-{mark}.png", draw_worst, split)
+
+
+def drawn(path, draw, *arguments):
+    """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
+    try:
+        draw(*arguments, path)
+        print(f"drew {path}")
+    except OSError as error:
+        print(f"could not draw {path}: {error}")
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -337,20 +356,23 @@ def main(flags):
     directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
     device = resolve_device(flags.device)
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
-    folder, pictures = run_folder(directories[0]), []
+    folder = run_folder(directories[0])
     if flags.zero_shot or flags.linear_probe:
         print(f"{directories[0]} ({device})")
         result, confusion, names = classify(models[0], flags)
         width = max(map(len, names))
         print("\n".join(f"  {name:<{width}}  {value:5.1f}" for name, value in result["classes"].items()))
-        print(f"top-1 {result['top_1']:.1f} %, top-5 {result['top_5']:.1f} %")
-        pictures.append((folder / "confusion.png", lambda path: draw_confusion(confusion, names, path)))
+        print(f"top-1 {result['top_1']:.1f} %" + (f", top-5 {result['top_5']:.1f} %" if len(names) > 5 else ""))
+        drawn(folder / "confusion.png", draw_confusion, confusion, names)
     else:
         config = models[0].config
         data_dir = flags.data_dir or config.data_dir
         table = split_table(data_dir, flags.split, config.split_seed)
         print(f"{' (A) and '.join(map(str, directories))}{' (B)' if flags.compare else ''} on the {flags.split} split "
               f"of {data_dir} ({device})")
+        if len({model.config.split_seed for model in models}) > 1 and not has_split_lists(data_dir):
+            raise UserError("the two were trained with different --split-seed, so one has seen photos of this split: "
+                            f"write split lists in {data_dir}, and train both on them")
         splits = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
         for error in splits[0].faults.values():
             print(f"left out with its captions: {error}")
@@ -363,14 +385,8 @@ def main(flags):
         else:
             print(recall_table(report))
             result = {"split": flags.split, **report}
-            pictures += [(folder / f"{name}-{flags.split}.png", lambda path, draw=draw: draw(splits[0], path))
-                         for name, draw in (("similarity", draw_similarity), ("worst", draw_worst))]
-    for path, draw in pictures:
-        try:
-            draw(path)
-            print(f"drew {path}")
-        except OSError as error:  # the figures matter more than the pictures
-            print(f"could not draw {path}: {error}")
+            mark = "-last" if directories[0].name == "last" else ""
+            draw_pictures(splits[0], folder, f"{flags.split}{mark}")
     if flags.json:
         flags.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {flags.json}")

@@ -114,6 +114,8 @@ class ImageEncoder(nn.Module):
 
     def layers(self):
         """Return the names of the backbone's parameters, a list a layer, from the input to the output."""
+        if not hasattr(self.backbone, "group_matcher"):  # timm does not know the layers of every architecture
+            return [[name for name, _ in self.backbone.named_parameters()]]
         groups = timm.models.group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
         return [groups[number] for number in sorted(groups)]
 
@@ -178,13 +180,15 @@ class TextEncoder(nn.Module):
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
     def layers(self):
-        """Return the names of the backbone's parameters, a list a layer: word embeddings (and the like), each block."""
-        blocks = next(module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)
-                      and len(module) == self.backbone.config.num_hidden_layers)
+        """Return the names of the backbone's parameters, a list a layer: the word embeddings, then each block."""
+        count = self.backbone.config.num_hidden_layers
+        blocks = next((module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)
+                       and len(module) == count), [])  # none where all blocks share their weights
         layer_of = {id(parameter): 1 + i for i, block in enumerate(blocks) for parameter in block.parameters()}
-        layers = [[] for _ in range(1 + len(blocks))]
+        layers, layer = [[] for _ in range(1 + len(blocks))], 0
         for name, parameter in self.backbone.named_parameters():
-            layers[layer_of.get(id(parameter), 0)].append(name)
+            layer = layer_of.get(id(parameter), layer)  # what stands after the last block belongs to it
+            layers[layer].append(name)
         return layers
 
     def save_config(self, directory):
@@ -206,8 +210,7 @@ class ProjectionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embedding_dim)
         # A random head scatters its outputs so widely that at temperature 0.07 the first loss is up to a tenth above
-        # chance, ln B. This random shift is the same for all outputs of a head: half of each embedding no longer
-        # depends on the input, so the logits of a row differ less from column to column, and the loss starts near ln B.
+        # chance, ln B. This random shift is common to all outputs of a head, so that the logits differ less.
         nn.init.normal_(self.norm.bias)
 
     def forward(self, features):
@@ -236,17 +239,16 @@ class CLIP(nn.Module):
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
         self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.freeze(config.freeze)
 
     @classmethod
     def from_config(cls, config, captions=()):
         """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
-        return cls(
-            config,
-            ImageEncoder(config.image_encoder, config.pretrained, config.image_size),
+        model = cls(
+            config, ImageEncoder(config.image_encoder, config.pretrained, config.image_size),
             TextEncoder(config.text_encoder, config.pretrained, config.pooling, config.max_tokens, captions,
-                        config.scratch_layers, config.scratch_width),
-        )
+                        config.scratch_layers, config.scratch_width))
+        model.freeze(config.freeze)
+        return model
 
     @classmethod
     def from_pretrained(cls, directory):
@@ -257,11 +259,8 @@ class CLIP(nn.Module):
                      "text_encoder/tokenizer.json"):
             if not (directory / part).is_file():
                 raise UserError(f"{directory} is not a whole model directory: {part} is missing")
-        model = cls(
-            config,
-            ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
-            TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens),
-        )
+        model = cls(config, ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
+                    TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens))
         try:
             model.load_state_dict(load_file(directory / "model.safetensors"))
         except Exception as error:  # missing, truncated, or with other tensors than the config asks for

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from cache import Features, embed_split, frozen_features, replacing, write_json, write_text
+from cache import embed_split, frozen_features, replacing, write_json, write_text
 from data.sample_scenes import write_sample
 from dataset import (
     SPLIT_FILES,
@@ -40,7 +40,7 @@ from dataset import (
     train_transform,
     training_loader,
 )
-from evaluate import draw_similarity, draw_worst, mean_recall, modality_gap, recall_table, report_of
+from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
 from models import CLIP, resolve_device, resolve_dtype
 
 # ---------------------------------------------------------------- data
@@ -122,8 +122,8 @@ def update_average(average, model, share):
     for mean, now in zip(average.parameters(), model.parameters(), strict=True):
         if now.requires_grad:
             mean.lerp_(now, 1 - share)
-    for mean, now in zip(average.buffers(), model.buffers(), strict=True):
-        mean.lerp_(now, 1 - share) if mean.is_floating_point() else mean.copy_(now)  # BatchNorm's statistics and counter
+    for mean, now in zip(average.buffers(), model.buffers(), strict=True):  # BatchNorm's statistics and counter
+        mean.lerp_(now, 1 - share) if mean.is_floating_point() else mean.copy_(now)
 
 
 def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint):
@@ -167,11 +167,10 @@ def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, la
         # The mean looks back 1 / (1 - averaging) steps, and over fewer while there have been few.
         update_average(average, model, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    seen = len(losses) * loader.batch_size
     heads = next(group for group in optimizer.param_groups if group["part"] == "heads")
     return {
         "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
-        "samples_per_second": round(seen / (time.perf_counter() - start), 1),
+        "samples_per_second": round(len(losses) * loader.batch_size / (time.perf_counter() - start), 1),
     }
 
 
@@ -179,20 +178,20 @@ def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, la
 
 
 def save_last(run_dir, model, average, optimizer, scaler, progress):
-    """Write last/: a model directory and the state of the trainer, as safetensors and JSON; nothing is pickled."""
+    """Write last/: the averaged model and the state of the trainer, as safetensors and JSON; nothing is pickled."""
     with replacing(run_dir / "last") as folder:
-        model.save_pretrained(folder)
-        save_file({name: value.contiguous() for name, value in average.state_dict().items()},
-                  folder / "average.safetensors")
+        average.save_pretrained(folder)
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()},
+                  folder / "weights.safetensors")
         slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
                  for key, value in slot.items()}
         save_file(slots, folder / "optimizer.safetensors")
         write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
 
 
-def load_last(run_dir, average, optimizer, scaler):
+def load_last(run_dir, model, optimizer, scaler):
     """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
-    average.load_state_dict(load_file(run_dir / "last" / "average.safetensors"))
+    model.load_state_dict(load_file(run_dir / "last" / "weights.safetensors"))
     state = {}
     for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
         index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
@@ -215,6 +214,8 @@ def check_run_dir(config):
             raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
         return
     saved = Config.load(config.run_dir / "last" / "config.json")
+    if not (config.run_dir / "last" / "weights.safetensors").exists():
+        raise UserError(f"{config.run_dir} is a run of another version: it cannot be resumed, train anew")
     harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ")
     if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
         raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
@@ -276,15 +277,13 @@ def epoch_line(row, epochs):
 
 def prepare(model, splits, config, towers):
     """Return what the heads, and the towers not named, train on: a loader, an optimiser, and dev's cached features."""
-    data, tower = config.data_dir, model.text_encoder
+    data, table, tower = config.data_dir, splits["train"], model.text_encoder
     model.freeze(towers)
-    features, dev_features = Features(), Features()
-    if config.cache:
-        features = frozen_features(model.eval(), splits["train"], data, towers, 64, config.workers, config.cached_views)
-        dev_features = frozen_features(model, splits["dev"], data, towers, 64, config.workers)
+    cached = towers if config.cache else "none"
+    features = frozen_features(model.eval(), table, data, cached, 64, config.workers, config.cached_views)
+    dev_features = frozen_features(model, splits["dev"], data, cached, 64, config.workers)
     size, transform = model.config.image_size, train_transform(model.config.image_size, config.crop_scale, config.flip)
-    pairs = CaptionDataset(
-        splits["train"], data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, features)
+    pairs = CaptionDataset(table, data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, features)
     workers = config.workers if features.images is None else 0  # rows of a tensor need no processes to fetch them
     loader = training_loader(pairs, config.batch_size, workers, pin_memory=model.logit_scale.device.type == "cuda")
     return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), dev_features
@@ -308,7 +307,7 @@ def train_heads_first(model, average, scaler, splits, config):
     A random head sends random gradients into a good tower; and heads on cached features train in seconds.
     """
     start = time.perf_counter()
-    config = replace(config, epochs=config.heads_first)
+    config = replace(config, epochs=config.heads_first, cache=True)
     stage = prepare(model, splits, config, "both")
     print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
     rows = [epoch_row(model, average, stage, scaler, splits, config, epoch, "none yet")
@@ -326,8 +325,10 @@ def main(config, why):
     print("\n".join(report))
 
     image, text = config.image_encoder, config.text_encoder
-    weights = ["pretrained" if config.is_pretrained(tower) else "random weights" for tower in ("image", "text")]
-    print(f"towers: {image} ({weights[0]}) and {text} ({weights[1]}); frozen: {config.freeze}", flush=True)
+    start = ["pretrained" if config.is_pretrained(tower) else "random weights" for tower in ("image", "text")]
+    print(f"towers: {image} ({start[0]}) and {text} ({start[1]}); frozen: {config.freeze}", flush=True)
+    if config.freeze in ("image", "both") and config.cache and config.cached_views == 1:
+        print("the features of whole photos are kept; for crops add --cached-views N, or --no-cache")
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
     torch.manual_seed(config.seed)
@@ -337,6 +338,9 @@ def main(config, why):
     else:
         model = CLIP.from_config(config, splits["train"]["caption"])
     model.to(device, memory_format=torch.channels_last)
+    for tower, depth in ((model.image_encoder, config.image_depth), (model.text_encoder, config.text_depth)):
+        if depth < 1 and len(tower.layers()) == 1:
+            print(f"the layers of {type(tower.backbone).__name__} are not known: it trains as a whole")
     average = copy.deepcopy(model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     heads = None  # they learn alone first where both towers are pretrained and one of them will move
@@ -345,7 +349,7 @@ def main(config, why):
     stage = loader, optimizer, _ = prepare(model, splits, config, config.freeze)
     progress = {"epoch": 0, "best": -1.0, "history": []}
     if config.resume:
-        progress = load_last(config.run_dir, average, optimizer, scaler)
+        progress = load_last(config.run_dir, model, optimizer, scaler)
         print(f"going on after epoch {progress['epoch']} of {config.epochs}" if progress["epoch"] < config.epochs else
               f"all {config.epochs} epochs are done: add --epochs N to train on")
 
@@ -376,16 +380,12 @@ def main(config, why):
             print(remark, flush=True)
 
     best = CLIP.from_pretrained(config.run_dir / "best").to(device)
-    for split in ("dev", "test"):
-        if split in splits and len(splits[split]):
-            embedded = embed_split(best, splits[split], config.data_dir, 64, config.workers)
-            if split == "dev":
-                draw_similarity(embedded, config.run_dir / "similarity-dev.png")
-                draw_worst(embedded, config.run_dir / "worst-dev.png")
-    report = report_of(embedded)
-    print(f"{config.run_dir / 'best'} on the {report['images']:,} photos of the {split} split, recall in percent")
-    print(recall_table(report))
-    print(f"to look at: curves.png, similarity-dev.png and worst-dev.png in {config.run_dir}")
+    measured = {split: embed_split(best, splits[split], config.data_dir, 64, config.workers)
+                for split in ("dev", "test") if split in splits and len(splits[split])}
+    split, embedded = list(measured.items())[-1]  # test, or dev where there is no test
+    print(f"{config.run_dir / 'best'} on the {len(embedded.files):,} photos of the {split} split, recall in percent")
+    print(recall_table(report_of(embedded)))
+    draw_pictures(measured["dev"], config.run_dir, "dev")
     print('next: python inference.py --query "people sitting near the beach"')
 
 

@@ -114,6 +114,8 @@ def train(flags, splits, config, loss=unscaled, one_caption=False):
     """
     torch.manual_seed(flags.seed)
     model = CLIP.from_config(config).to(resolve_device("auto"), memory_format=torch.channels_last).eval()
+    for head in (model.image_head, model.text_head):
+        torch.nn.init.zeros_(head.norm.bias)  # its random start is ours
     sets = {split: CaptionRows(splits[split], config.data_dir, model,
                                frozen_features(model, splits[split], config.data_dir, config.freeze, 64))
             for split in ("train", "dev")}
@@ -127,7 +129,7 @@ def train(flags, splits, config, loss=unscaled, one_caption=False):
         model.train()
         pairs = sets["train"]
         if one_caption:
-            pairs = Subset(pairs, captions_of.sample(1, random_state=epoch).tolist())
+            pairs = Subset(pairs, captions_of.sample(1, random_state=1000 * flags.seed + epoch).tolist())
         loader = DataLoader(pairs, BATCH_SIZE, shuffle=True, collate_fn=sets["train"].collate)
         for batch in tqdm(loader, f"epoch {epoch}/{flags.epochs}", leave=False, disable=None):
             value = batch_loss(model, batch, loss)

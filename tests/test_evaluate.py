@@ -234,6 +234,26 @@ def test_refusals(workplace, arguments, message):
     assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
 
 
+def test_a_class_without_a_readable_picture_is_named(workplace, classes):
+    (classes / "the_moon").mkdir()
+    (classes / "the_moon" / "x.jpg").write_bytes(b"broken")
+    process = run_script("evaluate.py", "--zero-shot", classes, cwd=workplace, check=False)
+    assert process.returncode == 2 and "no picture of the class 'the moon'" in process.stderr
+
+
+def test_compare_refuses_models_that_were_split_differently(workplace, checkpoint, sample_dir, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(config.read_text().replace('"split_seed": 0', '"split_seed": 1'))
+    shutil.copytree(sample_dir, tmp_path / "data")
+    flags = ["--compare", checkpoint, tmp_path / "other", "--data-dir", tmp_path / "data"]
+    assert "may be chance" in run_script("evaluate.py", *flags, cwd=workplace).stdout  # the lists say what is what
+    for file in (tmp_path / "data").glob("Flickr_8k.*"):
+        file.unlink()
+    process = run_script("evaluate.py", *flags, cwd=workplace, check=False)
+    assert process.returncode == 2 and "different --split-seed" in process.stderr
+
+
 def test_templates_without_a_place_for_the_class_are_refused_by_line(tmp_path):
     path = tmp_path / "templates.txt"
     path.write_text("a photo of {}\na photo\n")

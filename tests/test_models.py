@@ -303,6 +303,22 @@ def test_the_lowest_layers_of_a_tower_can_stay_as_they_are(tower_flags):
     assert moved and not any(".layer1." in name or ".bn1." in name.split("backbone")[1][:5] for name in moved)
 
 
+def test_towers_whose_layers_are_not_known_are_one_layer(tower_flags, monkeypatch):
+    model = pretrained_clip(tower_flags, image_depth=0.5, text_depth=0.5)
+    monkeypatch.delattr(type(model.image_encoder.backbone), "group_matcher")
+    model.text_encoder.backbone.config.num_hidden_layers = 7  # as where one block serves as all seven
+    for tower in (model.image_encoder, model.text_encoder):
+        assert [sorted(layer) for layer in tower.layers()] == [sorted(n for n, _ in tower.backbone.named_parameters())]
+    model.freeze("none")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_stands_after_the_last_block_belongs_to_it(tower_flags):
+    model = pretrained_clip(tower_flags)
+    model.text_encoder.backbone.final_norm = torch.nn.LayerNorm(32)
+    assert "final_norm.weight" in model.text_encoder.layers()[-1]
+
+
 def test_a_random_tower_learns_as_a_whole():
     model = small_clip(image_depth=0.5, text_depth=0.5)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -15,9 +15,11 @@ import torch
 from conftest import ROOT, run_script
 from PIL import Image
 
-from cache import replacing
-from config import PRESETS, UserError, recover
+import train
+from cache import embed_split, replacing
+from config import PRESETS, Config, UserError, recover
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
+from evaluate import report_of
 from models import CLIP
 from train import lr_share, parameter_groups, stuck, train_one_epoch, update_average
 
@@ -110,6 +112,23 @@ def small_set_up(sample_dir, config=SMALL):
     model = CLIP.from_config(config, table["caption"])
     pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, train_transform(32), 32, 64)
     return model, copy.deepcopy(model), training_loader(pairs, 32), torch.optim.AdamW(parameter_groups(model, config))
+
+
+def test_the_average_follows_every_step_and_nothing_else(sample_dir):
+    model, average, loader, optimizer = small_set_up(sample_dir)
+    mean, steps = [parameter.detach().clone() for parameter in model.parameters()], []
+
+    def follow(*_):  # the mean as its formula says: 1/10 of the old at first, then 2/11, 3/12, …
+        share = min(SMALL.averaging, (1 + len(steps)) / (10 + len(steps)))
+        for value, parameter in zip(mean, model.parameters(), strict=True):
+            value.copy_(share * value + (1 - share) * parameter.detach())
+        steps.append(share)
+
+    optimizer.register_step_post_hook(follow)
+    train_one_epoch(model, average, loader, optimizer, torch.amp.GradScaler(enabled=False), SMALL, 1, "none yet")
+    assert len(steps) == 3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, average.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True))
 
 
 def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(sample_dir):
@@ -338,3 +357,63 @@ def test_training_from_cached_features_equals_training_without(tmp_path, sample_
         for row, other in zip(with_cache, without, strict=True):
             assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
             assert row["text_to_image"] == other["text_to_image"]
+
+
+def small_run(tmp_path, sample_dir, tower_flags, **changes):
+    settings = {"data_dir": sample_dir, "batch_size": 32, "epochs": 2, "heads_first": 4, "workers": 0, "max_tokens": 32,
+                **tower_flags, **changes}
+    return replace(PRESETS["flickr8k"], run_dir=tmp_path, **settings)
+
+
+def test_the_heads_stage_trains_the_heads_and_leaves_the_towers_alone(tmp_path, sample_dir, tower_flags):
+    config = small_run(tmp_path, sample_dir, tower_flags, heads_first=30, feature_dropout=0.0)
+    torch.manual_seed(0)
+    model = CLIP.from_config(config)
+    average, before = copy.deepcopy(model), {name: value.clone() for name, value in model.state_dict().items()}
+    row = train.train_heads_first(
+        model, average, torch.amp.GradScaler(enabled=False), load_splits(sample_dir), config)
+    assert row["epoch"] == 0 and row["train_loss"] < 0.9 * math.log(32) < row["first_loss"]
+    for trained in (model.state_dict(), average.state_dict()):
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
+        assert changed == {"image_head", "text_head", "logit_scale"}
+
+
+def test_a_run_stopped_after_the_heads_goes_on_as_if_it_had_not_been(tmp_path, sample_dir, tower_flags, monkeypatch):
+    whole = small_run(tmp_path / "whole", sample_dir, tower_flags)
+    train.main(whole, "")
+    stopped, epoch_row = replace(whole, run_dir=tmp_path / "stopped"), train.epoch_row
+
+    def stop_at_the_first_epoch(*arguments):
+        if arguments[5].epochs == 2:  # the towers' stage
+            raise KeyboardInterrupt
+        return epoch_row(*arguments)
+
+    monkeypatch.setattr(train, "epoch_row", stop_at_the_first_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(stopped, "")
+    monkeypatch.setattr(train, "epoch_row", epoch_row)
+    assert [row["epoch"] for row in lines_of(stopped.run_dir)] == [0]
+    saved = Config.load(stopped.run_dir / "last" / "config.json")
+    train.main(replace(saved, run_dir=stopped.run_dir, resume=True), "")
+    assert without_times(lines_of(whole.run_dir)) == without_times(lines_of(stopped.run_dir))
+    for folder in ("best", "last"):
+        assert (whole.run_dir / folder / "model.safetensors").read_bytes() == (
+            stopped.run_dir / folder / "model.safetensors").read_bytes()
+
+
+def test_last_is_the_model_that_was_measured(tmp_path, sample_dir, tower_flags, capsys):
+    config = small_run(tmp_path / "run", sample_dir, tower_flags)
+    train.main(config, "")
+    split = embed_split(CLIP.from_pretrained(config.run_dir / "last"), load_splits(sample_dir)["dev"], sample_dir, 64)
+    assert report_of(split)["text_to_image"] == lines_of(config.run_dir)[-1]["text_to_image"]
+    (config.run_dir / "last" / "weights.safetensors").unlink()
+    with pytest.raises(UserError, match="a run of another version"):
+        train.main(replace(config, resume=True, epochs=3), "")
+
+
+def test_without_a_test_split_the_figures_are_said_to_be_of_dev(tmp_path, sample_dir, tower_flags, capsys):
+    shutil.copytree(sample_dir, tmp_path / "data")
+    (tmp_path / "data" / "Flickr_8k.testImages.txt").unlink()
+    train.main(small_run(tmp_path / "run", tmp_path / "data", tower_flags, freeze="both", epochs=1), "")
+    shown = capsys.readouterr().out
+    assert "on the 16 photos of the dev split" in shown and "for crops add --cached-views" in shown
