@@ -209,8 +209,8 @@ def test_a_run_leaves_what_it_promises(workplace):
         assert curves.format == "PNG" and curves.width > 800
     suffixes = {path.suffix for path in run_dir.rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".safetensors", ".png"}  # nothing pickled, no temporary left
-    assert sorted(path.name for path in run_dir.iterdir()) == [
-        "best", "curves.png", "last", "metrics.jsonl", "similarity-dev.png", "worst-dev.png"]
+    pictures = {"curves.png", "similarity-dev.png", "worst-dev.png"}  # other commands may have drawn more since
+    assert {"best", "last", "metrics.jsonl"} | pictures <= {path.name for path in run_dir.iterdir()}
 
 
 def test_a_run_says_what_it_does(workplace, sample_dir):
@@ -346,23 +346,21 @@ def test_heads_learn_first_and_then_the_upper_layers_join(tmp_path, sample_dir, 
     assert not any("backbone.conv1" in name or "running" in name for name in moved)
 
 
-def test_training_from_cached_features_equals_training_without(tmp_path, sample_dir, tower_flags):
-    flags = ["flickr8k", "--data-dir", sample_dir, *flags_of(tower_flags), "--epochs", 2, "--batch-size", 32,
-             "--crop-scale", 1, "--no-flip", "--precision", "fp32"]
-    for freeze in ("image", "text", "both"):
-        for cache in ("cache", "no-cache"):
-            run_script("train.py", *flags, "--freeze", freeze, f"--{cache}", "--heads-first", 0, "--run-dir",
-                       f"{freeze}-{cache}", cwd=tmp_path)
-        with_cache, without = (lines_of(tmp_path / f"{freeze}-{cache}") for cache in ("cache", "no-cache"))
-        for row, other in zip(with_cache, without, strict=True):
-            assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
-            assert row["text_to_image"] == other["text_to_image"]
-
-
 def small_run(tmp_path, sample_dir, tower_flags, **changes):
     settings = {"data_dir": sample_dir, "batch_size": 32, "epochs": 2, "heads_first": 4, "workers": 0, "max_tokens": 32,
                 **tower_flags, **changes}
     return replace(PRESETS["flickr8k"], run_dir=tmp_path, **settings)
+
+
+@pytest.mark.parametrize("freeze", ["image", "text", "both"])
+def test_training_from_cached_features_equals_training_without(tmp_path, sample_dir, tower_flags, freeze):
+    config = small_run(tmp_path, sample_dir, tower_flags, freeze=freeze, crop_scale=1.0, flip=False, precision="fp32",
+                       heads_first=0)
+    for cache in (True, False):
+        train.main(replace(config, cache=cache, run_dir=tmp_path / str(cache)), "")
+    for row, other in zip(lines_of(tmp_path / "True"), lines_of(tmp_path / "False"), strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-5)
+        assert row["text_to_image"] == other["text_to_image"]
 
 
 def test_the_heads_stage_trains_the_heads_and_leaves_the_towers_alone(tmp_path, sample_dir, tower_flags):
