@@ -1,10 +1,11 @@
-"""Embed many pictures and texts, and keep on disk what a frozen tower makes of them.
+"""Embed many pictures and texts, and keep on disk what need not be computed twice.
 
     picture files ─ embed_images ─> (N, D) embeddings, or with encode=model.image_encoder (N, F) features
     texts         ─ embed_texts ──> (M, D) embeddings, or with encode=model.text_encoder  (M, F) features
 
-A tower that does not learn gives the same features in every epoch. `frozen_features` asks it once; after that an epoch
-costs two small matrix products a pair, and the next run with this tower on this data starts at once.
+A photo has the same pixels in every epoch: `decoded_photos` reads each file once. And a tower that does not learn gives
+the same features: `frozen_features` asks it once; after that an epoch costs two small matrix products a pair. The next
+run on this data starts at once.
 """
 
 import contextlib
@@ -12,23 +13,26 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
 from config import UserError
-from dataset import image_loader, image_path, pad, tokenize, train_transform
+from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
-FORMAT = 1  # of cached features: raise it when the way from file to features changes
-FEATURES_FOLDER = ".clip-features"  # inside the dataset folder; can be deleted at any time
+FORMAT = 1  # of what is kept: raise it when the way from a file to pixels or features changes
+CACHE_FOLDER = ".clip-cache"  # inside the dataset folder; can be deleted at any time
 
 
 # ---------------------------------------------------------------- embedding many
@@ -69,26 +73,68 @@ def embed_texts(model, texts, batch_size=128, encode=None):
     return torch.cat(rows)[torch.tensor(order).argsort()]
 
 
-# ---------------------------------------------------------------- features of frozen towers
+# ---------------------------------------------------------------- what is kept of a captions table
 
 
-@dataclass(frozen=True)
-class Features:
-    """What the towers make of a captions table: of its photos, in the order in which they first appear, and captions.
+class Cached(NamedTuple):
+    """What is there already of a captions table: of its photos, in the order in which they first appear, and captions.
 
-    images: (N, V, F), V views of each photo; texts: (M, F), a row a caption. None for a tower that learns.
+    decoded: file of (N, S, S, 3) uint8 pixels; images: (N, V, F) features, V views of each photo; texts: (M, F)
+    features, a row a caption. None: to be made from the files, the pixels and the captions.
     """
 
+    decoded: Path | None = None
     images: torch.Tensor | None = None
     texts: torch.Tensor | None = None
 
 
+def decoded_photos(table, data_dir, size, split):
+    """Decode the photos of a split once, each squeezed into a square; returns the file of (N, S, S, 3) uint8 pixels.
+
+    The file is mapped into memory, so that all processes share it and none reads more of it than it asks for. It is
+    kept beside the photos under a hash of their names, sizes and times; older ones of the split are deleted. Returns
+    None, and says so, where the disk has no room for it.
+    """
+    paths = [image_path(data_dir, name) for name in table["image"].unique()]
+    digest = hashlib.sha256(json.dumps([FORMAT, *(file_key(path, Path(data_dir)) for path in paths)]).encode())
+    name = f"{split}-{size}px"
+    path = writable(Path(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.npy")
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = len(paths) * size * size * 3, shutil.disk_usage(path.parent).free
+    if needed > free:
+        print(f"decoded photos would take {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
+              "decoding them anew in every epoch")
+        return None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), size, size, 3))
+
+        def decode(row):
+            pixels[row] = read_square(paths[row], size)
+
+        with ThreadPoolExecutor(CORES) as pool:  # Pillow and OpenCV let go of the interpreter lock
+            for _ in tqdm(pool.map(decode, range(len(paths))), f"decoding {split} photos, once", len(paths),
+                          leave=False, disable=None):
+                pass
+        pixels.flush()
+        for old in path.parent.glob(f"{name}-*.npy"):
+            old.unlink()
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"a photo can no longer be read: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
 def frozen_features(model, table, data_dir, towers, batch_size=128, workers=0, views=1):
-    """Return the `Features` of a captions table by the towers named (none, image, text or both), from disk if there.
+    """Return the features of a captions table by the towers named (none, image, text or both): `Cached`.
 
     The first of the `views` is the whole photo, as in evaluation; the others are cropped and mirrored as in training.
-    Kept in the dataset folder (or the user's cache folder, where that is read-only) under a hash of all that the
-    features depend on: weights and architecture of the tower, precision, transform, and the photos or captions.
+    Kept on disk in the dataset folder (or the user's cache folder, where that is read-only) under a hash of all that
+    they depend on: weights and architecture of the tower, precision, transform, and the photos or captions.
     """
     config, images, texts = model.config, None, None
     if towers in ("image", "both"):
@@ -101,7 +147,7 @@ def frozen_features(model, table, data_dir, towers, batch_size=128, workers=0, v
         captions, tower = list(table["caption"]), model.text_encoder
         about = [config.pooling, tokenize(tower.tokenizer, captions, tower.max_tokens)]
         texts = kept(data_dir, model, tower, about, lambda: embed_texts(model, captions, batch_size, tower))
-    return Features(images, texts)
+    return Cached(images=images, texts=texts)
 
 
 def image_features(model, paths, batch_size, workers, views):
@@ -109,7 +155,7 @@ def image_features(model, paths, batch_size, workers, views):
     config, stacked = model.config, []
     for view in range(views):
         crop = train_transform(config.image_size, config.crop_scale, config.flip) if view else None
-        loader = image_loader(paths, config.image_size, batch_size, workers, crop, seed=(config.seed, view))
+        loader = image_loader(paths, config.image_size, batch_size, workers, transform=crop, seed=(config.seed, view))
         bar = tqdm(loader, f"features of photos, view {view + 1} of {views}", leave=False, disable=None)
         features, _, faults = embed_images(model, bar, model.image_encoder)
         if faults:
@@ -127,7 +173,7 @@ def kept(data_dir, model, tower, about, make):
         [FORMAT, versions, str(model.compute_dtype()), repr(backbone), str(settings), about]).encode())
     for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    path = writable(Path(data_dir) / FEATURES_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
+    path = writable(Path(data_dir) / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
     try:
         with safe_open(path, "pt") as file:
             return file.get_tensor("features")
@@ -153,15 +199,15 @@ class EmbeddedSplit:
     faults: dict  # {path: OSError} of the photos that could not be read; they are left out with their captions
 
 
-def embed_split(model, table, data_dir, batch_size=128, workers=0, features=None):
-    """Return the `EmbeddedSplit` of a captions table. `Features` of it spare the frozen towers their work."""
-    features = features or Features()
+def embed_split(model, table, data_dir, batch_size=128, workers=0, cached=None):
+    """Return the `EmbeddedSplit` of a captions table. What is `Cached` of it spares work."""
+    cached = cached or Cached()
     paths = [image_path(data_dir, name) for name in table["image"].unique()]
-    if features.images is None:
-        loader = image_loader(paths, model.config.image_size, batch_size, workers)
+    if cached.images is None:
+        loader = image_loader(paths, model.config.image_size, batch_size, workers, decoded=cached.decoded)
         images, readable, faults = embed_images(model, loader)
     else:
-        images = from_features(model, model.encode_image, features.images[:, 0])
+        images = from_features(model, model.encode_image, cached.images[:, 0])
         readable, faults = range(len(paths)), {}
     if not readable:
         raise UserError(f"none of the {len(paths):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
@@ -169,10 +215,10 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, features=None
     rows = [row_of_image.get(image_path(data_dir, name), -1) for name in table["image"]]  # -1: left out
     captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row >= 0]
     rows = torch.tensor(rows)
-    if features.texts is None:
+    if cached.texts is None:
         texts = embed_texts(model, captions, batch_size)
     else:
-        texts = from_features(model, model.encode_text, features.texts[rows >= 0])
+        texts = from_features(model, model.encode_text, cached.texts[rows >= 0])
     return EmbeddedSplit([paths[index] for index in readable], captions, images, texts, rows[rows >= 0],
                          {paths[index]: error for index, error in faults.items()})
 
@@ -195,12 +241,12 @@ def picture_files(folder):
 
 
 def writable(path):
-    """Return `path`, or a file of the user's cache folder where the folder that would hold it is read-only."""
+    """Return `path`, or one in the user's cache folder where the folder that would hold it is read-only."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
         return path
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
-    return cache / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:24]}.safetensors"
+    return cache / hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:24] / path.name
 
 
 def file_key(file, folder):

@@ -66,7 +66,7 @@ class Config:
     image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
     text_depth: float = 1.0  # the same for a pretrained text tower; its lowest layer is the word embeddings
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
-    cache: bool = True  # embed with a frozen tower once, keep its features on disk, and train from them
+    cache: bool = True  # decode each photo once, embed with a frozen tower once, and keep both on disk
     cached_views: int = 1  # crops of each photo to keep features of; 1: the whole photo only
 
     # projection heads and loss

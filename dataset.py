@@ -1,14 +1,15 @@
 """From a captions file to batches: table, splits, checks, transforms, loader.
 
     captions.txt ─ read_captions ─> table (image, caption) ─ split_images ─> train / dev / test
-    one photo    ─ read_image ─> (H, W, 3) uint8 ─ transform ─> (S, S, 3) uint8 ┐
-    one caption  ─ tokenizer ──> token ids                                      ┴ collate ─> (B, 3, S, S), (B, T)
+    one photo    ─ read_square ─> (S, S, 3) uint8 ─ train_transform ─> (S, S, 3) uint8 ┐
+    one caption  ─ tokenizer ───> token ids                                            ┴ collate ─> (B, 3, S, S), (B, T)
 
 Pixels stay uint8 until they reach the model, which normalises them on its own device: a quarter of the bytes to
 move, and one place that knows the tower's mean and standard deviation.
 """
 
 import csv
+import functools
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -239,29 +240,38 @@ def read_image(path, shrink_to=None):
         raise OSError(f"{path}: {error}") from None
 
 
-def train_transform(size, crop_scale=1.0, flip=False):
-    """Return the albumentations pipeline for training: (H, W, 3) uint8 -> (size, size, 3) uint8, mildly cropped.
+def read_square(path, size):
+    """Decode a picture file and squeeze the whole of it into a square: (S, S, 3) uint8. Raises as `read_image` does.
 
-    The whole photo is squeezed into the square, as in `eval_transform`: a centre crop would cut away things that the
-    captions speak of. Crops are mild (by default at least 75 % of the area) for the same reason.
+    A centre crop would cut away things that the captions speak of.
     """
-    steps = [A.Resize(size, size, area_for_downscale="image")]
+    image = read_image(path, shrink_to=2 * size)  # that is enough to resize well, and large photos decode faster
+    shrinks = size < max(image.shape[:2])
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+@functools.cache
+def memory_map(path):
+    """Return the (N, S, S, 3) uint8 array of a file, without reading it: shared by all processes of the machine."""
+    return np.load(path, mmap_mode="r")
+
+
+def square(paths, index, size, decoded=None):
+    """Return one of some photos as (S, S, 3) uint8: decoded now, or a row of the file `decoded` (cache.py)."""
+    return read_square(paths[index], size) if decoded is None else np.array(memory_map(decoded)[index])
+
+
+def train_transform(size, crop_scale=1.0, flip=False):
+    """Return the albumentations pipeline for training: (S, S, 3) uint8 -> (S, S, 3) uint8, cropped and mirrored.
+
+    A crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture.
+    """
+    steps = []
     if crop_scale < 1:
         steps.append(A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1)))
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     return A.Compose(steps)
-
-
-def eval_transform(size):
-    """Return the pipeline for evaluation and search: (H, W, 3) uint8 -> (size, size, 3) uint8."""
-    return train_transform(size)
-
-
-def transformed(path, transform, size, seed):
-    """Return the (S, S, 3) uint8 pixels of a picture file after a transform, whose random choices `seed` fixes."""
-    transform.set_random_seed(seed)  # below: twice the size is enough to resize well, and large photos decode faster
-    return torch.from_numpy(transform(image=read_image(path, shrink_to=2 * size))["image"])
 
 
 # ---------------------------------------------------------------- text
@@ -315,14 +325,14 @@ class CaptionDataset(Dataset):
     Caption and crop are drawn from (seed, epoch, index) alone: the same for any number of workers, and after a resume.
     """
 
-    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, features=None):
+    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, cached=None):
         rows = defaultdict(list)  # image name -> the rows of its captions
         for row, name in enumerate(table["image"]):
             rows[name].append(row)
         self.paths = [image_path(data_dir, name) for name in rows]
         self.rows = list(rows.values())
-        # cache.Features take the place of pixels (N, V, F) and token ids (M, F), where they are given
-        self.image_features, self.text_features = (features.images, features.texts) if features else (None, None)
+        # cache.Cached: features take the place of pixels (N, V, F) and token ids (M, F), where they are given
+        self.decoded, self.image_features, self.text_features = cached or (None, None, None)
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.transform, self.size = transform, size
@@ -337,7 +347,9 @@ class CaptionDataset(Dataset):
         text = self.token_ids[row] if self.text_features is None else self.text_features[row]
         if self.image_features is not None:
             return self.image_features[index, rng.integers(self.image_features.shape[1])], text
-        return transformed(self.paths[index], self.transform, self.size, int(rng.integers(2**32))), text
+        self.transform.set_random_seed(int(rng.integers(2**32)))
+        pixels = self.transform(image=square(self.paths, index, self.size, self.decoded))["image"]
+        return torch.from_numpy(pixels), text
 
     def collate(self, items):
         """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
@@ -352,19 +364,22 @@ class CaptionDataset(Dataset):
 class ImageFiles(Dataset):
     """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
-    def __init__(self, paths, size, transform=None, seed=()):
-        self.paths, self.size, self.seed = list(paths), size, seed
-        self.transform = transform or eval_transform(size)
+    def __init__(self, paths, size, decoded=None, transform=None, seed=()):
+        self.paths, self.size, self.decoded = list(paths), size, decoded
+        self.transform, self.seed = transform, seed
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         try:
-            seed = int(np.random.default_rng((*self.seed, index)).integers(2**32))
-            return index, transformed(self.paths[index], self.transform, self.size, seed), None
+            pixels = square(self.paths, index, self.size, self.decoded)
         except OSError as error:
             return index, None, error
+        if self.transform:
+            self.transform.set_random_seed(int(np.random.default_rng((*self.seed, index)).integers(2**32)))
+            pixels = self.transform(image=pixels)["image"]
+        return index, torch.from_numpy(pixels), None
 
     @staticmethod
     def collate(items):
@@ -374,9 +389,9 @@ class ImageFiles(Dataset):
         return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
 
 
-def image_loader(paths, size, batch_size, workers=0, transform=None, seed=()):
-    """Return a loader over picture files in order, transformed as for evaluation, or by `transform` from `seed`."""
-    return DataLoader(ImageFiles(paths, size, transform, seed), batch_size, num_workers=min(workers, CORES),
+def image_loader(paths, size, batch_size, workers=0, **options):
+    """Return a loader over picture files in order; options as for `ImageFiles`."""
+    return DataLoader(ImageFiles(paths, size, **options), batch_size, num_workers=min(workers, CORES),
                       collate_fn=ImageFiles.collate)
 
 

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from cache import embed_split, frozen_features, replacing, write_json, write_text
+from cache import decoded_photos, embed_split, frozen_features, replacing, write_json, write_text
 from data.sample_scenes import write_sample
 from dataset import (
     SPLIT_FILES,
@@ -276,25 +276,28 @@ def epoch_line(row, epochs):
 
 
 def prepare(model, splits, config, towers):
-    """Return what the heads, and the towers not named, train on: a loader, an optimiser, and dev's cached features."""
+    """Return what the heads, and the towers not named, train on: a loader, an optimiser, and what is cached of dev."""
     data, table, tower = config.data_dir, splits["train"], model.text_encoder
     model.freeze(towers)
-    cached = towers if config.cache else "none"
-    features = frozen_features(model.eval(), table, data, cached, 64, config.workers, config.cached_views)
-    dev_features = frozen_features(model, splits["dev"], data, cached, 64, config.workers)
-    size, transform = model.config.image_size, train_transform(model.config.image_size, config.crop_scale, config.flip)
-    pairs = CaptionDataset(table, data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, features)
-    workers = config.workers if features.images is None else 0  # rows of a tensor need no processes to fetch them
+    frozen, size = towers if config.cache else "none", model.config.image_size
+    cached = frozen_features(model.eval(), table, data, frozen, 64, config.workers, config.cached_views)
+    dev_cached = frozen_features(model, splits["dev"], data, frozen, 64, config.workers)
+    if config.cache and cached.images is None:
+        cached = cached._replace(decoded=decoded_photos(table, data, size, "train"))
+        dev_cached = dev_cached._replace(decoded=decoded_photos(splits["dev"], data, size, "dev"))
+    transform = train_transform(size, config.crop_scale, config.flip)
+    pairs = CaptionDataset(table, data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, cached)
+    workers = config.workers if cached.images is None else 0  # rows of a tensor need no processes to fetch them
     loader = training_loader(pairs, config.batch_size, workers, pin_memory=model.logit_scale.device.type == "cuda")
-    return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), dev_features
+    return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), dev_cached
 
 
 def epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint):
     """Train one epoch and measure the averaged weights on dev. Returns its row of metrics.jsonl."""
-    (loader, optimizer, dev_features), start = stage, time.perf_counter()
+    (loader, optimizer, dev_cached), start = stage, time.perf_counter()
     row = train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint)
     average.eval()
-    dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, dev_features)
+    dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, dev_cached)
     recall = report_of(dev)
     return {"epoch": epoch, **row, "logit_scale": average.logit_scale.exp().item(),
             "modality_gap": modality_gap(dev.image_embeddings, dev.text_embeddings), **recall,

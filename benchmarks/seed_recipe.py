@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from cache import embed_split, frozen_features, replacing
 from config import PRESETS, UserError, one_line_errors
-from dataset import eval_transform, image_path, load_splits, pad, tokenize, transformed
+from dataset import image_path, load_splits, pad, read_square, tokenize
 from evaluate import recall_table, report_of
 from models import CLIP, resolve_device
 
@@ -74,7 +74,6 @@ class CaptionRows(Dataset):
         self.photos = [row_of[name] for name in self.names]
         self.token_ids = tokenize(tower.tokenizer, table["caption"], tower.max_tokens)
         self.data_dir, self.size, self.pad_id, self.features = data_dir, model.config.image_size, tower.pad_id, features
-        self.transform = eval_transform(self.size)
 
     def __len__(self):
         return len(self.names)
@@ -83,7 +82,7 @@ class CaptionRows(Dataset):
         if self.features.images is not None:
             return self.features.images[self.photos[row], 0], self.features.texts[row]
         path = image_path(self.data_dir, self.names[row])
-        return transformed(path, self.transform, self.size, 0), self.token_ids[row]
+        return torch.from_numpy(read_square(path, self.size)), self.token_ids[row]
 
     def collate(self, items):
         images, texts = zip(*items, strict=True)

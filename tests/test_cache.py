@@ -1,15 +1,25 @@
 """cache.py: many at once equals one by one, and what a frozen tower made is found again, and only then."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
 import cache
-from cache import embed_images, embed_split, embed_texts, frozen_features, picture_files, writable
+from cache import (
+    Cached,
+    decoded_photos,
+    embed_images,
+    embed_split,
+    embed_texts,
+    frozen_features,
+    picture_files,
+    writable,
+)
 from config import PRESETS, UserError
-from dataset import image_loader, image_path, load_splits, pad, tokenize
+from dataset import image_loader, image_path, load_splits, memory_map, pad, read_square, tokenize
 from models import CLIP
 
 SMALL = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
@@ -52,7 +62,7 @@ def test_features_are_what_the_towers_make(model, data):
     assert torch.allclose(features.images[:, 0], images, atol=1e-5)
     assert torch.allclose(features.texts[7], text, atol=1e-5)
     assert frozen_features(model, table, folder, "image").texts is None
-    assert frozen_features(model, table, folder, "none") == cache.Features(None, None)
+    assert frozen_features(model, table, folder, "none") == Cached()
 
 
 def test_features_are_made_once_and_again_when_anything_changes(model, data, monkeypatch):
@@ -87,7 +97,7 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
     with torch.no_grad():
         next(model.text_encoder.parameters())[0, 0] += 1
     assert makes()[1] == ["embed_texts"]
-    for file in (folder / cache.FEATURES_FOLDER).iterdir():
+    for file in (folder / cache.CACHE_FOLDER).glob("*.safetensors"):
         file.write_bytes(b"damaged")
     assert makes()[1] == ["embed_images", "embed_texts"] and makes()[1] == []
 
@@ -106,18 +116,62 @@ def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
     features = frozen_features(model, table, folder, "both")
     for tower in (model.image_encoder, model.text_encoder):
         monkeypatch.setattr(tower, "forward", None)  # would fail if it were asked
-    quick = embed_split(model, table, folder, features=features)
+    quick = embed_split(model, table, folder, cached=features)
     assert torch.allclose(plain.image_embeddings, quick.image_embeddings, atol=1e-5)
     assert torch.allclose(plain.text_embeddings, quick.text_embeddings, atol=1e-5)
     assert torch.equal(plain.image_of_text, quick.image_of_text) and plain.files == quick.files
+
+
+def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
+    folder, table = data
+    paths = [image_path(folder, name) for name in table["image"].unique()]
+    made = []
+    monkeypatch.setattr(cache, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
+    file = decoded_photos(table, folder, 48, "train")
+    assert len(made) == 12 and memory_map(file).shape == (12, 48, 48, 3)
+    assert all((memory_map(file)[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
+    assert decoded_photos(table, folder, 48, "train") == file and len(made) == 12
+    dev = decoded_photos(table.head(10), folder, 48, "dev")
+    paths[3].write_bytes(paths[4].read_bytes())
+    changed = decoded_photos(table, folder, 48, "train")
+    assert (memory_map(changed)[3] == memory_map(changed)[4]).all() and len(made) == 26
+    assert sorted(changed.parent.iterdir()) == sorted([changed, dev])  # the older one of this split is gone
+
+
+def test_embedding_decoded_photos_equals_embedding_files(model, data):
+    folder, table = data
+    decoded = decoded_photos(table, folder, model.config.image_size, "dev")
+    plain, quick = embed_split(model, table, folder), embed_split(model, table, folder, cached=Cached(decoded))
+    assert torch.equal(plain.image_embeddings, quick.image_embeddings)
+
+
+def test_an_interruption_leaves_no_half_of_a_file(data, monkeypatch):
+    folder, table = data
+
+    def interrupted(path, size):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(cache, "read_square", interrupted)
+        decoded_photos(table, folder, 48, "train")
+    assert not list((folder / cache.CACHE_FOLDER).iterdir())
+
+
+def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, monkeypatch, capsys):
+    folder, table = data
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+    assert decoded_photos(table, folder, 48, "train") is None
+    assert "decoding them anew in every epoch" in capsys.readouterr().out
 
 
 def test_a_photo_that_vanishes_is_named(model, data):
     folder, table = data
     path = image_path(folder, table["image"][0])
     path.unlink()
-    with pytest.raises(UserError, match=path.name):
-        frozen_features(model, table, folder, "image")
+    for make in (lambda: frozen_features(model, table, folder, "image"),
+                 lambda: decoded_photos(table, folder, 48, "train")):
+        with pytest.raises(UserError, match=path.name):
+            make()
 
 
 def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path, monkeypatch):
@@ -126,7 +180,7 @@ def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path,
     folder.chmod(0o555)
     try:
         frozen_features(model, table, folder, "text")
-        assert not (folder / cache.FEATURES_FOLDER).exists()
+        assert not (folder / cache.CACHE_FOLDER).exists()
         assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
     finally:
         folder.chmod(0o755)

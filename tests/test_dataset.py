@@ -19,6 +19,7 @@ from dataset import (
     pad,
     read_captions,
     read_image,
+    read_square,
     split_images,
     split_table,
     start_epoch,
@@ -252,10 +253,11 @@ def test_image_loader_gives_reasons_instead_of_broken_pixels(photos):
     assert [bad[place].errno is None for place in (0, 2, 3)] == [True, True, False]  # content, content, a missing file
 
 
-def test_evaluation_squeezes_the_whole_photo():
+def test_the_whole_photo_is_squeezed_into_the_square(tmp_path):
     image = np.zeros((100, 300, 3), np.uint8)
     image[:, :6] = 255  # a stripe at the edge, which a centre crop would cut away
-    squeezed = train_transform(50)(image=image)["image"]
+    Image.fromarray(image).save(tmp_path / "stripe.png")
+    squeezed = read_square(tmp_path / "stripe.png", 50)
     assert squeezed.shape == (50, 50, 3) and (squeezed[:, 0] > 200).all() and (squeezed[:, 5:] == 0).all()
 
 
@@ -327,6 +329,14 @@ def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):
     assert equal(alone, batches_of(pairs, epoch=3, workers=2))
     assert not equal(alone, batches_of(pairs, epoch=4))
     assert not equal(alone, batches_of(pairs_of(sample_dir, seed=1)[0], epoch=3))
+
+
+def test_decoded_photos_give_the_same_batches_as_their_files(tmp_path, sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    decoded, _, _ = pairs_of(sample_dir)
+    np.save(tmp_path / "decoded.npy", [read_square(path, 32) for path in pairs.paths])
+    decoded.decoded, decoded.paths = tmp_path / "decoded.npy", [tmp_path / "gone.jpg"] * len(pairs)
+    assert equal(batches_of(pairs, epoch=3), batches_of(decoded, epoch=3, workers=2))
 
 
 def test_a_dataset_smaller_than_a_batch_is_one_batch(sample_dir):
