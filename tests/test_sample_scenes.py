@@ -40,7 +40,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path):
 
 def test_every_scene_can_be_drawn_and_told():
     scenes = all_scenes()
-    assert len(set(scenes)) == len(scenes) > 1600
+    assert len(set(scenes)) == len(scenes) > 2800
     for number in range(0, len(scenes), 29):
         scene, random = scenes[number], np.random.default_rng(number)
         picture = draw_scene(scene, random, size=64)
@@ -70,7 +70,7 @@ def test_the_prompts_of_the_readme_have_true_matches_in_the_full_sample(tmp_path
     monkeypatch.setattr(sample_scenes, "draw_scene", lambda *_: np.zeros((8, 8, 3), np.uint8))  # captions are enough
     write_sample(tmp_path / "sample")
     for split, table in load_splits(tmp_path / "sample").items():
-        assert table["image"].nunique() == {"train": 1200, "dev": 200, "test": 200}[split]
+        assert table["image"].nunique() == {"train": 2400, "dev": 200, "test": 200}[split]
         told = table.groupby("image")["caption"].apply(" ".join).str.lower()
 
         def some(*words, told=told):

@@ -318,7 +318,7 @@ def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(workpla
 def test_the_two_commands_of_the_readme_in_an_empty_folder(tmp_path):
     output = run_script("train.py", "--epochs", 1, cwd=tmp_path).stdout
     assert output.startswith("preset sample, because there is no data/flickr8k")
-    assert "data/sample: 8,000 captions of photos: train 1,200, dev 200, test 200" in output
+    assert "data/sample: 14,000 captions of photos: train 2,400, dev 200, test 200" in output
     assert len(list(tmp_path.glob("runs/sample-*/best/model.safetensors"))) == 1
     found = run_script("inference.py", "--query", "people sitting near the beach", cwd=tmp_path).stdout
     assert "on 200 pictures of data/sample (test split)" in found and (tmp_path / "matches.png").exists()
