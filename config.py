@@ -81,6 +81,7 @@ class Config:
     heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
+    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, a third slower; 0: all
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower's last layer
@@ -108,7 +109,8 @@ class Config:
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "image_depth text_depth layer_decay", "above 0, at most 1", lambda v: 0 < v <= 1)
-        refuse(self, "workers weight_decay seed split_seed heads_first", "at least 0", lambda v: 0 <= v < 2**32)
+        refuse(self, "workers weight_decay seed split_seed heads_first micro_batch", "at least 0",
+               lambda v: 0 <= v < 2**32)
         refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
         for tower in ("image", "text"):
             if self.freeze in (tower, "both") and not self.is_pretrained(tower):

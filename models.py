@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import write_json
@@ -34,6 +35,8 @@ from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
 
+
+STREAMED_ROWS = 512  # of the logits that are in memory at a time where a batch is too large for all of them
 
 # ---------------------------------------------------------------- losses
 
@@ -48,6 +51,39 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale):
     labels = torch.arange(len(logits), device=logits.device)
     # which text belongs to this image (rows), and which image to this text (columns); chance is ln B
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+class StreamedClipLoss(torch.autograd.Function):
+    """`clip_loss` whose (N, N) logits are never in memory at once; arguments and result as there.
+
+    Only the sums over rows and columns are kept; the backward pass makes the logits again, block by block.
+    """
+
+    @staticmethod
+    def forward(ctx, images, texts, scale):
+        rows, columns = [], torch.full_like(images[:, 0], -torch.inf)  # log of the sum of each row and column: (N,)
+        for block in images.split(STREAMED_ROWS):
+            logits = scale * block @ texts.T  # (n, N)
+            rows.append(logits.logsumexp(dim=1))
+            columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
+        ctx.save_for_backward(images, texts, scale, rows := torch.cat(rows), columns)
+        return ((rows + columns) / 2 - scale * (images * texts).sum(dim=1)).mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        images, texts, scale, rows, columns = ctx.saved_tensors
+        of_images, of_texts, of_scale = torch.empty_like(images), torch.zeros_like(texts), torch.zeros_like(scale)
+        for start in range(0, len(images), STREAMED_ROWS):
+            block = slice(start, start + STREAMED_ROWS)
+            products = images[block] @ texts.T  # (n, N)
+            of_logits = (scale * products - rows[block, None]).exp_()  # the softmax over the texts of each image …
+            of_logits += (scale * products - columns).exp_()  # … and over the images of each text
+            of_logits.diagonal(start).sub_(2)
+            of_logits *= gradient / (2 * len(images))
+            of_images[block] = scale * of_logits @ texts
+            of_texts.addmm_(of_logits.T, scale * images[block])
+            of_scale += torch.dot(of_logits.flatten(), products.flatten())
+        return of_images, of_texts, of_scale
 
 
 def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
@@ -338,15 +374,31 @@ class CLIP(nn.Module):
         return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
 
     def forward(self, pixels, input_ids, attention_mask):
-        """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs."""
-        return self.encode_image(pixels), self.encode_text(input_ids, attention_mask)
+        """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs.
+
+        With --micro-batch n the activations of only n pairs are in memory at a time. Each part is embedded without
+        keeping them, so that the loss can see all pairs at once, and again, with the same dropout, when its
+        gradient is due: the gradient of the whole batch, for one forward pass more. Source: Gao et al. 2021.
+        """
+        part = self.config.micro_batch
+        if not self.training or not 0 < part < len(pixels) or attention_mask is None:
+            return self.encode_image(pixels), self.encode_text(input_ids, attention_mask)
+        images, texts = zip(*(
+            checkpoint(lambda *pairs: (self.encode_image(pairs[0]), self.encode_text(*pairs[1:])), *pairs,
+                       use_reentrant=False)
+            for pairs in zip(pixels.split(part), input_ids.split(part), attention_mask.split(part), strict=True)
+        ), strict=True)
+        return torch.cat(images), torch.cat(texts)
 
     def loss(self, image_embeddings, text_embeddings):
         """Return the configured loss of a batch of matching embeddings, a scalar."""
         scale = self.logit_scale.exp()
         if self.config.loss == "siglip":
             return siglip_loss(image_embeddings, text_embeddings, scale, self.logit_bias)
-        return {"clip": clip_loss, "soft": soft_clip_loss}[self.config.loss](image_embeddings, text_embeddings, scale)
+        if self.config.loss == "soft":
+            return soft_clip_loss(image_embeddings, text_embeddings, scale)
+        loss = clip_loss if len(image_embeddings) <= 8 * STREAMED_ROWS else StreamedClipLoss.apply
+        return loss(image_embeddings, text_embeddings, scale)
 
     def compute_dtype(self):
         """Return the dtype of this model's matrix products: the configured one, if its device can."""

@@ -216,7 +216,7 @@ def check_run_dir(config):
     saved = Config.load(config.run_dir / "last" / "config.json")
     if not (config.run_dir / "last" / "weights.safetensors").exists():
         raise UserError(f"{config.run_dir} is a run of another version: it cannot be resumed, train anew")
-    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ")
+    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ", "micro_batch ")
     if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
         raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
 
@@ -334,6 +334,8 @@ def main(config, why):
         print("the features of whole photos are kept; for crops add --cached-views N, or --no-cache")
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
+    if config.micro_batch and not (config.pretrained and config.fix_batch_norm):
+        print("a BatchNorm that learns sees --micro-batch photos at a time: not quite the gradient of the whole batch")
     torch.manual_seed(config.seed)
     if config.resume:
         model = CLIP.from_pretrained(config.run_dir / "last")

@@ -11,12 +11,14 @@ from conftest import save_image_tower, save_text_tower
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig
 
+import models
 from config import PRESETS, UserError
 from dataset import pad, tokenize, train_tokenizer
 from models import (
     CLIP,
     ImageEncoder,
     ProjectionHead,
+    StreamedClipLoss,
     TextEncoder,
     clip_loss,
     resolve_device,
@@ -88,6 +90,26 @@ def test_losses_equal_naive_loops(scale):
     assert abs(clip_loss(images, texts, scale).item() - naive_clip(images, texts, scale)) < 1e-6
     assert abs(soft_clip_loss(images, texts, scale).item() - naive_soft(images, texts, scale)) < 1e-6
     assert abs(siglip_loss(images, texts, scale, -10.0).item() - naive_siglip(images, texts, scale, -10.0)) < 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypatch, rows):
+    monkeypatch.setattr(models, "STREAMED_ROWS", rows)
+    results = []
+    for loss in (clip_loss, StreamedClipLoss.apply):
+        inputs = [*embeddings(count=14), torch.tensor(9.0, dtype=torch.float64)]
+        value = loss(*(tensor.requires_grad_() for tensor in inputs))
+        results.append([value, *torch.autograd.grad(3 * value, inputs)])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10)
+
+
+def test_a_large_batch_has_its_loss_streamed(monkeypatch):
+    model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
+    plain = model.loss(images, texts)
+    monkeypatch.setattr(models, "STREAMED_ROWS", 2)
+    streamed = model.loss(images, texts)
+    assert type(streamed.grad_fn).__name__ == "StreamedClipLossBackward" and torch.allclose(plain, streamed)
 
 
 def test_clip_loss_by_hand():
@@ -248,6 +270,44 @@ def test_the_configured_loss_is_used(loss):
     expected = {"clip": lambda: naive_clip(images, texts, 2.0), "soft": lambda: naive_soft(images, texts, 2.0),
                 "siglip": lambda: naive_siglip(images, texts, 2.0, -10.0)}[loss]()
     assert model.loss(images, texts).item() == pytest.approx(expected, rel=1e-5)
+
+
+def gradients_of(model, embed, texts):
+    """Return the loss and the gradients of one pass in training mode, from the same random state each time."""
+    torch.manual_seed(3)
+    loss = model.train().loss(*embed(pixel_batch(len(texts)), *text_batch(model, texts)))
+    model.zero_grad()
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout):
+    torch.manual_seed(0)
+    model = CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, feature_dropout=dropout,
+                                     head_dropout=dropout, **tower_flags))
+    for module in model.text_encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 3)]
+
+    def whole(pixels, input_ids, mask):
+        if not dropout:
+            return model.encode_image(pixels), model.encode_text(input_ids, mask)
+        parts = zip(pixels.split(4), input_ids.split(4), mask.split(4), strict=True)  # dropout is drawn in this order
+        images, texts = zip(*((model.encode_image(part[0]), model.encode_text(*part[1:])) for part in parts),
+                            strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+    expected = gradients_of(model, whole, texts)
+    model.config = replace(model.config, micro_batch=4)
+    calls = []
+    model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
+    got = gradients_of(model, model, texts)
+    assert calls == [4, 4, 1, 1, 4, 4]  # each part once for the loss, and once for its gradient, the last one first
+    assert len(got) == len(expected) > 20
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 def step(model):
