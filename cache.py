@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save, save_file
 from tqdm import tqdm
 
-from config import UserError
+from config import UserError, ranks
 from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
@@ -39,38 +40,91 @@ CACHE_FOLDER = ".clip-cache"  # inside the dataset folder; can be deleted at any
 
 
 @torch.inference_mode()
-def embed_images(model, loader, encode=None):
+def embed_images(model, loader, encode=None, progress=None):
     """Embed the files of a `dataset.image_loader` with `encode`, by default `model.encode_image`.
 
     Returns an (N, D) tensor on the CPU of the files that could be read, their indices, and a dict of the others,
-    {index: OSError}.
+    {index: OSError}. Several processes share the work, and all get all of it. `progress` names a progress bar.
     """
     device, autocast = model.logit_scale.device, model.autocast()
     rows, indices, faults = [], [], {}
-    for pixels, good, bad in loader:
+    for pixels, good, bad in tqdm(loader, progress, leave=False, disable=None if progress and not ranks()[0] else True):
         if pixels is not None:
             with autocast:
                 rows.append((encode or model.encode_image)(pixels.to(device)).cpu())
         indices += good
         faults |= bad
-    return torch.cat(rows) if rows else torch.empty(0, model.config.embedding_dim), indices, faults
+    rows = torch.cat(rows) if rows else torch.empty(0, model.config.embedding_dim)
+    if ranks()[1] > 1:
+        rows, indices = from_all_processes(rows, indices, len(loader.dataset), device)
+        faults = {index: loader.dataset[index][2] for index in set(range(len(loader.dataset))) - set(indices)}
+    return rows, indices, faults
 
 
 @torch.inference_mode()
 def embed_texts(model, texts, batch_size=128, encode=None):
     """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
 
-    Texts of like length share a batch, so little of it is padding.
+    Texts of like length share a batch, so little of it is padding. Several processes share the work.
     """
     device, autocast, tower = model.logit_scale.device, model.autocast(), model.text_encoder
     token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
     order = sorted(range(len(token_ids)), key=lambda index: len(token_ids[index]))
-    rows = []
-    for start in range(0, len(order), batch_size):
-        input_ids, mask = pad([token_ids[row] for row in order[start : start + batch_size]], tower.pad_id)
+    rank, world = ranks()
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][rank::world]
+    rows = [torch.empty(0, model.config.embedding_dim)] if not parts else []
+    for part in parts:
+        input_ids, mask = pad([token_ids[row] for row in part], tower.pad_id)
         with autocast:
             rows.append((encode or model.encode_text)(input_ids.to(device), mask.to(device)).cpu())
-    return torch.cat(rows)[torch.tensor(order).argsort()]
+    rows, indices = torch.cat(rows), [row for part in parts for row in part]
+    return from_all_processes(rows, indices, len(texts), device)[0]
+
+
+def from_all_processes(rows, indices, count, device):
+    """Return the (N, D) rows that all processes have made of `count` items, in order, and the indices of these items.
+
+    rows: (n, D) on the CPU, made by this process, of the items `indices`.
+    """
+    if ranks()[1] == 1:
+        order = torch.tensor(indices, dtype=torch.long).argsort()
+        return rows[order], sorted(indices)
+    width = torch.tensor(rows.shape[1] if len(rows) else 0, device=device)
+    dist.all_reduce(width, dist.ReduceOp.MAX)
+    whole, there = torch.zeros(count, width, device=device), torch.zeros(count, dtype=torch.uint8, device=device)
+    if len(rows):
+        whole[indices], there[indices] = rows.to(device, torch.float32), 1
+    dist.all_reduce(whole)  # each row is one process's, and nothing to the others: the sum is exact
+    dist.all_reduce(there)
+    indices = there.nonzero().flatten().tolist()
+    return whole.cpu()[indices].to(rows.dtype), indices
+
+
+class Gathered(torch.autograd.Function):
+    """(B, D) of each process -> (W * B, D) of all, in the order of their ranks; gradients find the way back."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)  # every process's loss looks at these rows
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+@contextlib.contextmanager
+def one_at_first():
+    """Let one process of each machine do something while the others wait: they then find it done."""
+    waits = ranks()[1] > 1 and int(os.environ["LOCAL_RANK"]) > 0
+    if waits:
+        dist.barrier()
+    yield
+    if ranks()[1] > 1 and not waits:
+        dist.barrier()
 
 
 # ---------------------------------------------------------------- what is kept of a captions table
@@ -99,8 +153,12 @@ def decoded_photos(table, data_dir, size, split):
     digest = hashlib.sha256(json.dumps([FORMAT, *(file_key(path, Path(data_dir)) for path in paths)]).encode())
     name = f"{split}-{size}px"
     path = writable(Path(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.npy")
-    if path.is_file():
-        return path
+    with one_at_first():
+        return path if path.is_file() else decode_into(path, name, paths, size)
+
+
+def decode_into(path, name, paths, size):
+    """Write the file of `decoded_photos` and delete older ones of that name; returns its path, or None."""
     path.parent.mkdir(parents=True, exist_ok=True)
     needed, free = len(paths) * size * size * 3, shutil.disk_usage(path.parent).free
     if needed > free:
@@ -115,7 +173,7 @@ def decoded_photos(table, data_dir, size, split):
             pixels[row] = read_square(paths[row], size)
 
         with ThreadPoolExecutor(CORES) as pool:  # Pillow and OpenCV let go of the interpreter lock
-            for _ in tqdm(pool.map(decode, range(len(paths))), f"decoding {split} photos, once", len(paths),
+            for _ in tqdm(pool.map(decode, range(len(paths))), f"decoding photos, once: {name}", len(paths),
                           leave=False, disable=None):
                 pass
         pixels.flush()
@@ -156,8 +214,8 @@ def image_features(model, paths, batch_size, workers, views):
     for view in range(views):
         crop = train_transform(config.image_size, config.crop_scale, config.flip) if view else None
         loader = image_loader(paths, config.image_size, batch_size, workers, transform=crop, seed=(config.seed, view))
-        bar = tqdm(loader, f"features of photos, view {view + 1} of {views}", leave=False, disable=None)
-        features, _, faults = embed_images(model, bar, model.image_encoder)
+        features, _, faults = embed_images(model, loader, model.image_encoder,
+                                           f"features of photos, view {view + 1} of {views}")
         if faults:
             raise UserError(f"a photo can no longer be read: {next(iter(faults.values()))}")
         stacked.append(features)
@@ -174,14 +232,23 @@ def kept(data_dir, model, tower, about, make):
     for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     path = writable(Path(data_dir) / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
+    features = None
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor("features")
+            features = file.get_tensor("features")
     except (OSError, SafetensorError):
         pass  # not made yet, or damaged: make it
+    rank, world = ranks()
+    if world > 1:  # all processes make them where one of them has none
+        there = torch.tensor(features is not None, dtype=torch.uint8, device=model.logit_scale.device)
+        dist.all_reduce(there, dist.ReduceOp.MIN)
+        features = features if there else None
+    if features is not None:
+        return features
     features = make()
     try:
-        write_tensors(path, {"features": features})
+        if rank == 0:
+            write_tensors(path, {"features": features})
     except OSError as error:
         print(f"features are not kept for the next run: {error}")
     return features
@@ -293,3 +360,34 @@ def replacing(directory):
         directory.rename(old)
     new.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_last(run_dir, model, average, optimizer, scaler, progress):
+    """Write last/: the averaged model and the state of the trainer, as safetensors and JSON; nothing is pickled."""
+    with replacing(run_dir / "last") as folder:
+        average.save_pretrained(folder)
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()},
+                  folder / "weights.safetensors")
+        slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
+                 for key, value in slot.items()}
+        save_file(slots, folder / "optimizer.safetensors")
+        write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
+
+
+def load_last(run_dir, model, optimizer, scaler):
+    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
+    model.load_state_dict(load_file(run_dir / "last" / "weights.safetensors"))
+    state = {}
+    for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
+        index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
+        slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
+    progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
+    if scaling := progress.pop("scaler"):  # empty unless the run was in fp16, which on another GPU it need not be
+        scaler.load_state_dict(scaling)
+    return progress

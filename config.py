@@ -4,15 +4,17 @@
 
 `Config` is what a training run is made of: it is saved in every checkpoint, so a model can be rebuilt, resumed
 and questioned without its command line. The two small classes after it are the flags of the other commands.
-Nothing here imports torch, so `--help` and a mistyped flag are answered at once.
+Torch is imported only where a device is asked for, so `--help` and a mistyped flag are answered at once.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
@@ -64,7 +66,6 @@ class Config:
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
     freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
     image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
-    text_depth: float = 1.0  # the same for a pretrained text tower; its lowest layer is the word embeddings
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
     cache: bool = True  # decode each photo once, embed with a frozen tower once, and keep both on disk
     cached_views: int = 1  # crops of each photo to keep features of; 1: the whole photo only
@@ -84,9 +85,8 @@ class Config:
     micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, a third slower; 0: all
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
-    lr_image: float = 3e-4  # peak learning rate of the image tower's last layer
-    lr_text: float = 5e-5  # peak learning rate of the text tower's last layer
-    layer_decay: float = 1.0  # each layer's learning rate, as a share of that of the layer above it; 1: all the same
+    lr_image: float = 3e-4  # peak learning rate of the image tower
+    lr_text: float = 5e-5  # peak learning rate of the text tower
     weight_decay: float = 0.01  # on matrices and kernels only, not on norms, biases or the logit scale
     warmup: float = 0.1  # share of all steps that the learning rates take to rise; cosine to 0 after that
     grad_clip: float = 1.0  # largest norm of the whole gradient
@@ -105,10 +105,9 @@ class Config:
         refuse(self, "max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3)
         refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v > 0 and v % 64 == 0)
         refuse(self, "image_size", "at least 32", lambda v: v is None or v >= 32)
-        refuse(self, "crop_scale", "above 0, at most 1", lambda v: 0 < v <= 1)
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
-        refuse(self, "image_depth text_depth layer_decay", "above 0, at most 1", lambda v: 0 < v <= 1)
+        refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)
         refuse(self, "workers weight_decay seed split_seed heads_first micro_batch", "at least 0",
                lambda v: 0 <= v < 2**32)
         refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
@@ -301,3 +300,95 @@ def differing_settings(before, after):
     """Return the settings in which two configs differ, as words: "epochs 3 -> 9"."""
     pairs = {field.name: (getattr(before, field.name), getattr(after, field.name)) for field in fields(Config)}
     return [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
+
+
+def check_run_dir(config):
+    """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
+    if config.run_dir.exists() and not config.run_dir.is_dir():
+        raise UserError(f"--run-dir {config.run_dir} is a file: name a folder")
+    if not config.resume:
+        if (config.run_dir / "last").exists():
+            raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
+        return
+    saved = Config.load(config.run_dir / "last" / "config.json")
+    if not (config.run_dir / "last" / "weights.safetensors").exists():
+        raise UserError(f"{config.run_dir} is a run of another version: it cannot be resumed, train anew")
+    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ", "micro_batch ")
+    if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
+        raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
+
+
+def go_on(config):
+    """Return what to type after a run has stopped."""
+    if not (config.run_dir / "last").exists():
+        return "it was before the end of the first epoch: nothing is saved"
+    start = f"torchrun --nproc-per-node={world}" if (world := os.environ.get("LOCAL_WORLD_SIZE")) else "python"
+    return f"go on with: {start} train.py --resume --run-dir {config.run_dir}"
+
+
+# ---------------------------------------------------------------- what they mean on this machine
+
+
+def ranks():
+    """Return the number of this process and how many work together: (0, 1) unless torchrun started several."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def resolve_device(name):
+    """Return the torch.device for auto, cpu or cuda; raises UserError where cuda is asked for and not there.
+
+    Under torchrun this process joins the others here, each with a GPU of its own; only the first goes on printing.
+    """
+    import torch
+    import torch.distributed as dist
+
+    # By default glibc gives the memory of freed activations back and asks for it again, at every step.
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(-4, 0), mallopt(-1, -1)  # M_MMAP_MAX 0, M_TRIM_THRESHOLD off: up to twice as fast on a CPU
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; type --device cpu, or install a torch built for your GPU")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if ranks()[1] > 1 and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        if ranks()[0] > 0:
+            sys.stdout = open(os.devnull, "w")
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def resolve_dtype(device, precision="auto"):
+    """Return the torch.dtype that matrix products run in: float32, bfloat16 or float16."""
+    import torch
+
+    if precision != "auto":
+        if precision == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":  # emulated bf16 on older cards is slower than their fp16
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+
+
+@contextlib.contextmanager
+def loading(tower, name, pretrained):
+    """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
+    import huggingface_hub
+    import transformers
+
+    huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
+        reason = " ".join(str(error).split())[:240]
+        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
+                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
+        hint = f"--{tower}-encoder takes {takes}"
+        if pretrained:
+            hint += ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or type "
+                     "--no-pretrained for random weights")
+        raise UserError(
+            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). {hint}") from None

@@ -16,8 +16,7 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-# Both must be set before the libraries are imported: albumentations asks its server for news at every import,
-# and tokenizers warns about each worker process that a loader forks.
+# Before the import, or albumentations asks its server for news, and tokenizers warns about each worker process.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -27,18 +26,13 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import WordPieceTrainer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from config import UserError
+from config import UserError, ranks
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
@@ -124,9 +118,8 @@ def split_images(data_dir, images, split_seed=0):
 
     Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any; an image in none of them is in
     no split. Without lists, a tenth of the images is dev, a tenth test and the rest train. The draw is *by image*:
-    were it by caption, a photo's other captions would leak into training. It orders images by a hash of their
-    name, so it does not depend on the order of the file. Adding or removing photos still moves a few of the others
-    at the borders: write lists before a model's test figures have to outlive changes to the data.
+    were it by caption, a photo's other captions would leak into training. Images are ordered by a hash of their name:
+    the order of the file does not matter, but adding or removing photos moves a few of the others at the borders.
     """
     if has_split_lists(data_dir):
         lists = {split: path for split, name in SPLIT_FILES.items() if (path := Path(data_dir) / name).is_file()}
@@ -173,16 +166,13 @@ def inspect_dataset(data_dir, split_seed=0):
 
     "missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]] (equal byte for byte),
     "in two splits": [name], "in no split": [name], "without captions": [name] (listed, but in no row).
-
-    Photos are decoded at an eighth of their size (a fraction of the cost, the same errors) on all cores: Pillow lets go
-    of the interpreter lock.
+    Photos are decoded at an eighth of their size (a fraction of the cost, the same errors) on all cores.
     """
     names = set(read_captions(data_dir)["image"])
     there = {name for name in names if image_path(data_dir, name).is_file()}
     listed = [name for images in split_images(data_dir, there, split_seed).values() for name in set(images)]
     report = {
-        "missing": sorted(names - there),
-        "unreadable": {}, "duplicates": [],
+        "missing": sorted(names - there), "unreadable": {}, "duplicates": [],
         "in two splits": sorted(name for name, count in Counter(listed).items() if count > 1),
         "in no split": sorted(there - set(listed)),
         "without captions": sorted(set(listed) - names),
@@ -196,15 +186,14 @@ def inspect_dataset(data_dir, split_seed=0):
         except OSError as error:
             return name, error, None
 
-    images = sorted(there & set(listed))
-    same = defaultdict(list)
+    images, same = sorted(there & set(listed)), defaultdict(list)
     with ThreadPoolExecutor(CORES) as pool:
         looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=None)
         for name, fault, digest in looks:
-            if fault is None:
-                same[digest].append(name)
-            else:
+            if fault:
                 report["unreadable"][name] = str(fault)
+            else:
+                same[digest].append(name)
     report["duplicates"] = [copies for copies in same.values() if len(copies) > 1]
     return report
 
@@ -217,8 +206,7 @@ def read_image(path, shrink_to=None):
 
     `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
     Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
-    and an OSError without `errno` for one whose content is damaged, truncated or no picture: Pillow notices a truncated
-    JPEG, where OpenCV returns it half grey.
+    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey) or no picture.
     """
     try:
         with Image.open(path) as image:
@@ -245,7 +233,7 @@ def read_square(path, size):
 
     A centre crop would cut away things that the captions speak of.
     """
-    image = read_image(path, shrink_to=2 * size)  # that is enough to resize well, and large photos decode faster
+    image = read_image(path, shrink_to=2 * size)  # enough to resize well, and large photos decode faster
     shrinks = size < max(image.shape[:2])
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -253,12 +241,7 @@ def read_square(path, size):
 @functools.cache
 def memory_map(path):
     """Return the (N, S, S, 3) uint8 array of a file, without reading it: shared by all processes of the machine."""
-    return np.load(path, mmap_mode="r")
-
-
-def square(paths, index, size, decoded=None):
-    """Return one of some photos as (S, S, 3) uint8: decoded now, or a row of the file `decoded` (cache.py)."""
-    return read_square(paths[index], size) if decoded is None else np.array(memory_map(decoded)[index])
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def train_transform(size, crop_scale=1.0, flip=False):
@@ -266,12 +249,8 @@ def train_transform(size, crop_scale=1.0, flip=False):
 
     A crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture.
     """
-    steps = []
-    if crop_scale < 1:
-        steps.append(A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1)))
-    if flip:
-        steps.append(A.HorizontalFlip(p=0.5))
-    return A.Compose(steps)
+    crop = A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1))
+    return A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
 
 
 # ---------------------------------------------------------------- text
@@ -279,12 +258,11 @@ def train_transform(size, crop_scale=1.0, flip=False):
 
 def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
     """Train a lower-casing WordPiece vocabulary on captions, for a text tower that starts from scratch."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    normalizer = BertNormalizer(lowercase=True)
+    special, normalizer = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], normalizers.BertNormalizer(lowercase=True)
 
     def wordpiece(vocabulary):
-        tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, BertPreTokenizer()
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
         return tokenizer
 
     # The trainer numbers the pieces "##x" in an order that differs from process to process, and breaks ties by it.
@@ -293,10 +271,10 @@ def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
     letters = set(normalizer.normalize_str("".join(captions)))
     pieces = sorted(f"##{letter}" for letter in letters if not letter.isspace())
     trained = wordpiece({})
-    trained.train_from_iterator(captions, WordPieceTrainer(
+    trained.train_from_iterator(captions, trainers.WordPieceTrainer(
         vocab_size=vocabulary_size, special_tokens=special + pieces, show_progress=False))
     tokenizer = wordpiece(trained.get_vocab())
-    tokenizer.post_processor = TemplateProcessing(
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=max_tokens, pad_token="[PAD]", unk_token="[UNK]",
@@ -318,49 +296,6 @@ def pad(token_ids, pad_id):
 # ---------------------------------------------------------------- datasets and loaders
 
 
-class CaptionDataset(Dataset):
-    """Training pairs: one item a photo, with one of its captions drawn anew each epoch.
-
-    A photo is therefore never twice in a batch, where its other captions would be taken for negatives.
-    Caption and crop are drawn from (seed, epoch, index) alone: the same for any number of workers, and after a resume.
-    """
-
-    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, cached=None):
-        rows = defaultdict(list)  # image name -> the rows of its captions
-        for row, name in enumerate(table["image"]):
-            rows[name].append(row)
-        self.paths = [image_path(data_dir, name) for name in rows]
-        self.rows = list(rows.values())
-        # cache.Cached: features take the place of pixels (N, V, F) and token ids (M, F), where they are given
-        self.decoded, self.image_features, self.text_features = cached or (None, None, None)
-        self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
-        self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
-        self.transform, self.size = transform, size
-        self.seed, self.epoch = seed, 0
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        row = self.rows[index][rng.integers(len(self.rows[index]))]
-        text = self.token_ids[row] if self.text_features is None else self.text_features[row]
-        if self.image_features is not None:
-            return self.image_features[index, rng.integers(self.image_features.shape[1])], text
-        self.transform.set_random_seed(int(rng.integers(2**32)))
-        pixels = self.transform(image=square(self.paths, index, self.size, self.decoded))["image"]
-        return torch.from_numpy(pixels), text
-
-    def collate(self, items):
-        """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
-        images, texts = zip(*items, strict=True)
-        images = torch.stack(images)
-        if self.image_features is None:
-            # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
-            images = images.permute(0, 3, 1, 2)
-        return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
-
-
 class ImageFiles(Dataset):
     """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
@@ -373,13 +308,18 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, index):
         try:
-            pixels = square(self.paths, index, self.size, self.decoded)
+            return index, self.pixels(index, int(np.random.default_rng((*self.seed, index)).integers(2**32))), None
         except OSError as error:
             return index, None, error
+
+    def pixels(self, index, seed):
+        """Return one of the pictures as (S, S, 3) uint8: from its file, or a row of the file of decoded ones."""
+        decoded = self.decoded and np.array(memory_map(self.decoded)[index])
+        pixels = read_square(self.paths[index], self.size) if decoded is None else decoded
         if self.transform:
-            self.transform.set_random_seed(int(np.random.default_rng((*self.seed, index)).integers(2**32)))
+            self.transform.set_random_seed(seed)
             pixels = self.transform(image=pixels)["image"]
-        return index, torch.from_numpy(pixels), None
+        return torch.from_numpy(pixels)
 
     @staticmethod
     def collate(items):
@@ -389,19 +329,63 @@ class ImageFiles(Dataset):
         return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
 
 
+class CaptionDataset(Dataset):
+    """Training pairs: one item a photo, with one of its captions drawn anew each epoch.
+
+    A photo is therefore never twice in a batch, where its other captions would be taken for negatives.
+    Caption and crop are drawn from (seed, epoch, index) alone: the same for any number of workers, and after a resume.
+    """
+
+    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, cached=None):
+        rows = defaultdict(list)  # image name -> the rows of its captions
+        for row, name in enumerate(table["image"]):
+            rows[name].append(row)
+        self.rows = list(rows.values())
+        # cache.Cached: features take the place of pixels (N, V, F) and token ids (M, F), where they are given
+        decoded, self.image_features, self.text_features = cached or (None, None, None)
+        self.photos = ImageFiles([image_path(data_dir, name) for name in rows], size, decoded, transform)
+        self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
+        self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
+        self.seed, self.epoch = seed, 0
+
+    def __len__(self):
+        return len(self.photos)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        row = self.rows[index][rng.integers(len(self.rows[index]))]
+        text = self.token_ids[row] if self.text_features is None else self.text_features[row]
+        if self.image_features is not None:
+            return self.image_features[index, rng.integers(self.image_features.shape[1])], text
+        return self.photos.pixels(index, int(rng.integers(2**32))), text
+
+    def collate(self, items):
+        """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
+        images, texts = zip(*items, strict=True)
+        images = torch.stack(images)
+        if self.image_features is None:
+            # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
+            images = images.permute(0, 3, 1, 2)
+        return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
+
+
 def image_loader(paths, size, batch_size, workers=0, **options):
-    """Return a loader over picture files in order; options as for `ImageFiles`."""
-    return DataLoader(ImageFiles(paths, size, **options), batch_size, num_workers=min(workers, CORES),
-                      collate_fn=ImageFiles.collate)
+    """Return a loader over picture files, or this process's share of them; options as for `ImageFiles`."""
+    rank, world = ranks()
+    return DataLoader(ImageFiles(paths, size, **options), batch_size, sampler=range(rank, len(paths), world),
+                      num_workers=min(workers, CORES), collate_fn=ImageFiles.collate)
 
 
 def training_loader(dataset, batch_size, workers=0, pin_memory=False):
     """Return a shuffling loader over a CaptionDataset; `start_epoch` must be called before each pass.
 
-    The last, smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
+    `batch_size` counts the pairs of all processes together: each loads its share of the same batches. The last,
+    smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
     """
-    return DataLoader(dataset, min(batch_size, len(dataset)), shuffle=True, drop_last=True, collate_fn=dataset.collate,
-                      num_workers=min(workers, CORES), pin_memory=pin_memory, generator=torch.Generator())
+    rank, world = ranks()
+    order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
+    return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, drop_last=True,
+                      collate_fn=dataset.collate, num_workers=min(workers, CORES), pin_memory=pin_memory)
 
 
 def start_epoch(loader, epoch):
@@ -409,7 +393,6 @@ def start_epoch(loader, epoch):
 
     Seeding at every epoch makes 1 + 2 epochs equal to 3, so a resumed run needs no saved generator states.
     """
-    seed = loader.dataset.seed + 1_000_003 * epoch
     loader.dataset.epoch = epoch
-    loader.generator.manual_seed(seed)
-    torch.manual_seed(seed)
+    loader.sampler.set_epoch(epoch)
+    torch.manual_seed(loader.dataset.seed + 1_000_003 * epoch + ranks()[0])  # dropout differs between processes

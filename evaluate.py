@@ -14,7 +14,7 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 import json
 import textwrap
 
-from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse
+from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
 
 if __name__ == "__main__":
     FLAGS = parse(EvaluateConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from cache import embed_images, embed_split, embed_texts, picture_files
 from dataset import has_split_lists, image_loader, read_image, read_text, split_table
-from models import CLIP, resolve_device
+from models import CLIP
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
 TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")  # without --templates
@@ -337,7 +337,8 @@ def draw_pictures(split, folder, mark):
 def drawn(path, draw, *arguments):
     """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
     try:
-        draw(*arguments, path)
+        if ranks()[0] == 0:  # several processes may have shared the work
+            draw(*arguments, path)
         print(f"drew {path}")
     except OSError as error:
         print(f"could not draw {path}: {error}")
@@ -388,7 +389,7 @@ def main(flags):
             result = {"split": flags.split, **report}
             mark = "-last" if directories[0].name == "last" else ""
             draw_pictures(splits[0], folder, f"{flags.split}{mark}")
-    if flags.json:
+    if flags.json and ranks()[0] == 0:
         flags.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {flags.json}")
 

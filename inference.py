@@ -12,7 +12,7 @@ are unchanged. A query is then one pass of the text tower and one matrix product
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41)]
 """
 
-from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse
+from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
 
 if __name__ == "__main__":
     FLAGS = parse(InferenceConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
@@ -29,11 +29,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from cache import IMAGE_SUFFIXES, embed_images, embed_texts, file_key, picture_files, writable, write_tensors
 from dataset import image_loader, image_path, load_splits, read_image
-from models import CLIP, resolve_device
+from models import CLIP
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 INDEX_NAME = ".clip-index.safetensors"
@@ -79,9 +78,8 @@ class Gallery:
         temporary_faults = set()  # keys: a missing permission, a network drive that is away
         if new:
             loader = image_loader(new, self.model.config.image_size, batch_size, workers)
-            bar = tqdm(loader, f"embedding {len(new):,} pictures", unit="batch", leave=False,
-                       disable=None if progress else True)
-            embeddings, readable, errors = embed_images(self.model, bar)
+            progress = f"embedding {len(new):,} pictures" if progress else None
+            embeddings, readable, errors = embed_images(self.model, loader, progress=progress)
             rows |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
             faults |= {keys[new[place]]: str(error) for place, error in errors.items()}
             temporary_faults = {keys[new[place]] for place, error in errors.items() if error.errno is not None}
@@ -93,7 +91,7 @@ class Gallery:
 
         current = set(keys.values())
         self.unsaved = None
-        if new or current != {*rows, *faults}:
+        if ranks()[0] == 0 and (new or current != {*rows, *faults}):
             try:
                 write_index(self.index, model_hash, [keys[file] for file in self.files], self.embeddings,
                             {key: faults[key] for key in current & set(faults) - temporary_faults})
@@ -247,6 +245,8 @@ def main(flags):
     else:
         wanted, title = str(flags.image), f"pictures like {flags.image.name}"
         matches = gallery.search_by_image(flags.image, flags.top_k)
+    if ranks()[0] > 0:  # of several processes that shared the work, the first shows the result
+        return
     say(f"\n{title}\n{match_table(matches)}")
     if flags.json:
         found = [{"rank": match.rank, "file": str(match.file), "score": match.score} for match in matches]

@@ -10,32 +10,25 @@ Training pulls the B matching pairs of a batch together and pushes the B² - B o
 Features leave a tower; embeddings are projected and of unit length. Losses are functions of tensors, below.
 """
 
-import contextlib
-import ctypes
 import json
 import math
-import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-import huggingface_hub
 import timm
 import torch
 import torch.nn.functional as F
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
-from cache import write_json
-from config import Config, UserError
+from cache import Gathered, write_json
+from config import Config, UserError, loading, ranks, resolve_dtype
 from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
-
-
 STREAMED_ROWS = 512  # of the logits that are in memory at a time where a batch is too large for all of them
 
 # ---------------------------------------------------------------- losses
@@ -89,10 +82,9 @@ class StreamedClipLoss(torch.autograd.Function):
 def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
     """Return the contrastive loss against soft targets, a scalar; arguments as for `clip_loss`.
 
-    Two photos of dogs on a beach are not opposites, so a pair is also given some of the likeness of its neighbours:
-    the target row is the softmax of the mean of image-image and text-text similarity. Targets are detached, or the
-    model would lower its loss by moving them; they use the scale of the logits; and each direction's rows sum to 1
-    (the mean similarity is symmetric, so one matrix serves both).
+    Two photos of dogs on a beach are not opposites, so a target row is the softmax of the mean of image-image and
+    text-text similarity, at the scale of the logits. Targets are detached, or the model would lower its loss by moving
+    them; and the rows of each direction sum to 1 (the mean is symmetric, so one matrix serves both).
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B)
     with torch.no_grad():
@@ -110,6 +102,17 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
     logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias  # (B, B)
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # +1 for a matching pair, -1 for the others
     return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def shared_clip_loss(image_embeddings, text_embeddings, logit_scale):
+    """Return this process's part of `clip_loss` over the pairs of all processes; the mean of all parts is the whole.
+
+    Each process compares its own (B, D) images with all W * B texts, and its texts with all images.
+    """
+    labels = ranks()[0] * len(image_embeddings) + torch.arange(len(image_embeddings), device=logit_scale.device)
+    by_image = logit_scale * image_embeddings @ Gathered.apply(text_embeddings).T  # (B, W * B)
+    by_text = logit_scale * text_embeddings @ Gathered.apply(image_embeddings).T
+    return (F.cross_entropy(by_image, labels) + F.cross_entropy(by_text, labels)) / 2
 
 
 # ---------------------------------------------------------------- towers and heads
@@ -189,18 +192,17 @@ class TextEncoder(nn.Module):
             self.tokenizer = train_tokenizer(captions, max_tokens)
             self.backbone = AutoModel.from_config(DistilBertConfig(
                 vocab_size=len(self.tokenizer), max_position_embeddings=max_tokens, n_layers=layers, dim=width,
-                n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id,
-            ))
+                n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id))
         else:
             with loading("text", name, pretrained):
                 self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
                 if pretrained:
-                    self.backbone = AutoModel.from_pretrained(
-                        name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+                    self.backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
+                                                              trust_remote_code=False)
                 else:
-                    self.backbone = AutoModel.from_config(
-                        AutoConfig.from_pretrained(name, trust_remote_code=False), dtype=torch.float32)
+                    architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
+                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32)
         self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
@@ -225,18 +227,6 @@ class TextEncoder(nn.Module):
             return hidden[:, 0]
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def layers(self):
-        """Return the names of the backbone's parameters, a list a layer: the word embeddings, then each block."""
-        count = self.backbone.config.num_hidden_layers
-        blocks = next((module for module in self.backbone.modules() if isinstance(module, nn.ModuleList)
-                       and len(module) == count), [])  # none where all blocks share their weights
-        layer_of = {id(parameter): 1 + i for i, block in enumerate(blocks) for parameter in block.parameters()}
-        layers, layer = [[] for _ in range(1 + len(blocks))], 0
-        for name, parameter in self.backbone.named_parameters():
-            layer = layer_of.get(id(parameter), layer)  # what stands after the last block belongs to it
-            layers[layer].append(name)
-        return layers
 
     def save_config(self, directory):
         """Write the architecture and the tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
@@ -274,8 +264,7 @@ class CLIP(nn.Module):
     def __init__(self, config, image_encoder, text_encoder):
         super().__init__()
         self.config = replace(config, image_size=image_encoder.image_size)
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.image_head, self.text_head = (
             ProjectionHead(tower.feature_dim, config.embedding_dim, config.head_dropout) if config.head == "mlp"
             else nn.Linear(tower.feature_dim, config.embedding_dim)
@@ -326,20 +315,17 @@ class CLIP(nn.Module):
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
     def freeze(self, towers):
-        """Fix the towers named (none, image, text or both) and the lowest layers of the others; the heads train.
+        """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.
 
-        An image tower's lowest layers see edges, which need no learning anew, and work at the highest resolution:
-        a few weights that cost half of the time.
+        These see edges, which need no learning anew, and at the highest resolution: few weights, half of the time.
         """
         self.requires_grad_(True)
-        for name, tower, depth in (("image", self.image_encoder, self.config.image_depth),
-                                   ("text", self.text_encoder, self.config.text_depth)):
-            if towers in (name, "both"):
-                tower.requires_grad_(False)
-            elif depth < 1 and self.config.is_pretrained(name):
-                layers = tower.layers()
-                for parameter in chain.from_iterable(layers[:round((1 - depth) * len(layers))]):
-                    tower.backbone.get_parameter(parameter).requires_grad_(False)
+        self.image_encoder.requires_grad_(towers not in ("image", "both"))
+        self.text_encoder.requires_grad_(towers not in ("text", "both"))
+        if self.config.pretrained:
+            layers = self.image_encoder.layers()
+            for name in chain.from_iterable(layers[:round((1 - self.config.image_depth) * len(layers))]):
+                self.image_encoder.backbone.get_parameter(name).requires_grad_(False)
 
     def train(self, mode=True):
         """Set training mode, except for what must stay as it is.
@@ -358,27 +344,20 @@ class CLIP(nn.Module):
         return self
 
     def encode_image(self, pixels):
-        """(B, 3, S, S) uint8 pixels, or floats already normalised -> (B, D) unit-length float32 embeddings.
-
-        (B, F) is taken for features that the tower has made before (cache.py).
-        """
+        """(B, 3, S, S) pixels, or (B, F) features that the tower made of them -> (B, D) unit-length float32."""
         features = pixels if pixels.ndim == 2 else self.image_encoder(pixels)  # (B, F)
         return F.normalize(self.image_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
 
     def encode_text(self, input_ids, attention_mask=None):
-        """(B, T) token ids and (B, T) mask -> (B, D) unit-length float32 embeddings.
-
-        (B, F) floats without a mask are taken for features that the tower has made before (cache.py).
-        """
+        """(B, T) token ids and mask, or (B, F) features that the tower made of them -> (B, D) unit-length float32."""
         features = input_ids if attention_mask is None else self.text_encoder(input_ids, attention_mask)  # (B, F)
         return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
 
     def forward(self, pixels, input_ids, attention_mask):
         """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs.
 
-        With --micro-batch n the activations of only n pairs are in memory at a time. Each part is embedded without
-        keeping them, so that the loss can see all pairs at once, and again, with the same dropout, when its
-        gradient is due: the gradient of the whole batch, for one forward pass more. Source: Gao et al. 2021.
+        With --micro-batch n the activations of only n pairs are in memory at a time. Each part is embedded for the
+        loss, which sees all pairs, and again, with the same dropout, for its gradient. Source: Gao et al. 2021.
         """
         part = self.config.micro_batch
         if not self.training or not 0 < part < len(pixels) or attention_mask is None:
@@ -391,19 +370,22 @@ class CLIP(nn.Module):
         return torch.cat(images), torch.cat(texts)
 
     def loss(self, image_embeddings, text_embeddings):
-        """Return the configured loss of a batch of matching embeddings, a scalar."""
-        scale = self.logit_scale.exp()
-        if self.config.loss == "siglip":
-            return siglip_loss(image_embeddings, text_embeddings, scale, self.logit_bias)
-        if self.config.loss == "soft":
-            return soft_clip_loss(image_embeddings, text_embeddings, scale)
-        loss = clip_loss if len(image_embeddings) <= 8 * STREAMED_ROWS else StreamedClipLoss.apply
-        return loss(image_embeddings, text_embeddings, scale)
+        """Return the configured loss of a batch of matching embeddings, a scalar.
+
+        Where several processes train, the mean of what they return is the loss of all their pairs together.
+        """
+        pairs, scale, alone = (image_embeddings, text_embeddings), self.logit_scale.exp(), ranks()[1] == 1
+        if self.config.loss == "clip":
+            one_process = StreamedClipLoss.apply if len(image_embeddings) > 8 * STREAMED_ROWS else clip_loss
+            return (one_process if alone else shared_clip_loss)(*pairs, scale)
+        if not alone:
+            pairs = map(Gathered.apply, pairs)
+        return soft_clip_loss(*pairs, scale) if self.config.loss == "soft" else siglip_loss(
+            *pairs, scale, self.logit_bias)
 
     def compute_dtype(self):
-        """Return the dtype of this model's matrix products: the configured one, if its device can."""
+        """Return the dtype of this model's matrix products: the configured one, but no fp16 on a CPU."""
         device, precision = self.logit_scale.device, self.config.precision
-        # a model trained in fp16 on a GPU can be used without one
         return resolve_dtype(device, "auto" if (precision, device.type) == ("fp16", "cpu") else precision)
 
     def autocast(self):
@@ -415,48 +397,3 @@ class CLIP(nn.Module):
     def clamp_logit_scale(self):
         """Keep the multiplier at or below 100; called after every optimiser step."""
         self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
-
-
-# ---------------------------------------------------------------- devices and files
-
-
-def resolve_device(name):
-    """Return the torch.device for auto, cpu or cuda; raises UserError where cuda is asked for and not there."""
-    # By default glibc gives the memory of freed activations back and asks for it again, at every step.
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-4, 0), mallopt(-1, -1)  # M_MMAP_MAX 0, M_TRIM_THRESHOLD off: up to twice as fast on a CPU
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; type --device cpu, or install a torch built for your GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_dtype(device, precision="auto"):
-    """Return the dtype that matrix products run in: float32, bfloat16 or float16."""
-    if precision != "auto":
-        if precision == "fp16" and device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":  # emulated bf16 on older cards is slower than their fp16
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
-
-
-@contextlib.contextmanager
-def loading(tower, name, pretrained):
-    """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
-    huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
-        reason = " ".join(str(error).split())[:240]
-        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
-                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
-        hint = f"--{tower}-encoder takes {takes}"
-        if pretrained:
-            hint += ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or type "
-                     "--no-pretrained for random weights")
-        raise UserError(
-            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). {hint}") from None

@@ -4,6 +4,7 @@
     python train.py sample            # towers from scratch, no download, no GPU: minutes on two cores
     python train.py flickr8k          # pretrained ResNet50 + DistilBERT; CUDA and AMP when there is a GPU
     python train.py --resume          # go on with the newest run
+    torchrun --nproc-per-node=4 train.py flickr8k     # four GPUs: one batch and one loss over all of them
 
 Pretrained towers are good and new heads are not: the heads first learn alone, on features that the towers make once
 (seconds); then the upper layers of the towers join in. What is evaluated and kept is a running mean of the weights.
@@ -13,7 +14,17 @@ the state of the trainer), metrics.jsonl (a line an epoch), and pictures to look
 worst-dev.png.
 """
 
-from config import PRESETS, Config, UserError, differing_settings, one_line_errors, parse_train
+from config import (
+    PRESETS,
+    UserError,
+    check_run_dir,
+    go_on,
+    one_line_errors,
+    parse_train,
+    ranks,
+    resolve_device,
+    resolve_dtype,
+)
 
 if __name__ == "__main__":
     CONFIG, WHY = parse_train()  # before torch is imported, so that --help and a mistyped flag answer at once
@@ -21,15 +32,25 @@ if __name__ == "__main__":
 import copy
 import json
 import math
+import signal
 import sys
 import time
 from dataclasses import replace
 
 import torch
-from safetensors.torch import load_file, save_file
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cache import decoded_photos, embed_split, frozen_features, replacing, write_json, write_text
+from cache import (
+    decoded_photos,
+    embed_split,
+    frozen_features,
+    load_last,
+    one_at_first,
+    replacing,
+    save_last,
+    write_text,
+)
 from data.sample_scenes import write_sample
 from dataset import (
     SPLIT_FILES,
@@ -41,15 +62,16 @@ from dataset import (
     training_loader,
 )
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
-from models import CLIP, resolve_device, resolve_dtype
+from models import CLIP
 
 # ---------------------------------------------------------------- data
 
 
 def load_data(config):
     """Return the tables {"train", "dev", …} of captions whose photo is sound, and lines that report on the data."""
-    if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
-        write_sample(config.data_dir)
+    with one_at_first():
+        if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
+            write_sample(config.data_dir)
     splits = load_splits(config.data_dir, config.split_seed)
     faults = inspect_dataset(config.data_dir, config.split_seed)
     unusable = {*faults["missing"], *faults["unreadable"]}
@@ -84,21 +106,15 @@ def load_data(config):
 
 
 def parameter_groups(model, config):
-    """Return AdamW's parameter groups: a peak learning rate for each layer, decay on matrices and kernels only."""
-    peaks = {}  # parameter name -> (part, peak learning rate)
-    for part, peak_lr in (("image", config.lr_image), ("text", config.lr_text)):
-        tower = getattr(model, f"{part}_encoder")
-        layers = tower.layers() if config.layer_decay < 1 else [[name for name, _ in tower.backbone.named_parameters()]]
-        for below_top, names in enumerate(reversed(layers)):
-            lr = peak_lr * config.layer_decay**below_top
-            peaks |= {f"{part}_encoder.backbone.{name}": (part, lr) for name in names}
-    alone = not any(parameter.requires_grad for tower in (model.image_encoder, model.text_encoder)
-                    for parameter in tower.parameters())
+    """Return AdamW's parameter groups: a peak learning rate for each tower and the heads; decay on matrices only."""
+    towers = {"image_encoder": ("image", config.lr_image), "text_encoder": ("text", config.lr_text)}
+    alone = not any(parameter.requires_grad for tower in towers for parameter in getattr(model, tower).parameters())
+    heads = ("heads", config.lr_heads_alone if alone else config.lr_heads)
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part, peak_lr = peaks.get(name, ("heads", config.lr_heads_alone if alone else config.lr_heads))
-            # Norms, biases and the logit scale have one dimension or none. Decay would pull them to 0: no meaning.
+            part, peak_lr = towers.get(name.split(".")[0], heads)
+            # Norms, biases and the logit scale (one dimension or none) are not to be pulled to 0.
             decay = config.weight_decay if parameter.ndim >= 2 else 0.0
             group = {"params": [], "weight_decay": decay, "peak_lr": peak_lr, "part": part}
             groups.setdefault((part, peak_lr, decay), group)["params"].append(parameter)
@@ -126,16 +142,17 @@ def update_average(average, model, share):
         mean.lerp_(now, 1 - share) if mean.is_floating_point() else mean.copy_(now)
 
 
-def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint):
+def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint):
     """Show every photo once, but for a last, smaller batch, and let `average` follow the weights.
 
     Returns {"train_loss" (mean), "first_loss" (of its first step), "lr_heads" (of its last), "samples_per_second"}.
     """
-    device, autocast = model.logit_scale.device, model.autocast()
+    device, autocast, (loader, optimizer, forward, _) = model.logit_scale.device, model.autocast(), stage
+    rank, world = ranks()
     start_epoch(loader, epoch)
     model.train()
     losses, start = [], time.perf_counter()
-    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step", disable=None)
+    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step", disable=rank > 0 or None)
     for index, batch in enumerate(bar):
         step = (epoch - 1) * len(loader) + index
         share = lr_share(step, config.epochs * len(loader), config.warmup)
@@ -145,7 +162,7 @@ def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, la
         # pixels, token ids and their mask; of a frozen tower its features, and then no mask
         batch = (part if part is None else part.to(device, non_blocking=True) for part in batch)
         with autocast:
-            image_embeddings, text_embeddings = model(*batch)  # (B, D), (B, D)
+            image_embeddings, text_embeddings = forward(*batch)  # (B, D), (B, D)
         loss = model.loss(image_embeddings, text_embeddings)  # in float32: softmax over similarities needs the digits
 
         optimizer.zero_grad(set_to_none=True)
@@ -168,57 +185,14 @@ def train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, la
         update_average(average, model, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     heads = next(group for group in optimizer.param_groups if group["part"] == "heads")
+    losses = torch.tensor(losses, device=device)
+    if world > 1:
+        torch.distributed.all_reduce(losses)
+    losses = (losses / world).tolist()
     return {
         "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
-        "samples_per_second": round(len(losses) * loader.batch_size / (time.perf_counter() - start), 1),
+        "samples_per_second": round(len(losses) * world * loader.batch_size / (time.perf_counter() - start), 1),
     }
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def save_last(run_dir, model, average, optimizer, scaler, progress):
-    """Write last/: the averaged model and the state of the trainer, as safetensors and JSON; nothing is pickled."""
-    with replacing(run_dir / "last") as folder:
-        average.save_pretrained(folder)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()},
-                  folder / "weights.safetensors")
-        slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
-                 for key, value in slot.items()}
-        save_file(slots, folder / "optimizer.safetensors")
-        write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
-
-
-def load_last(run_dir, model, optimizer, scaler):
-    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
-    model.load_state_dict(load_file(run_dir / "last" / "weights.safetensors"))
-    state = {}
-    for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
-        index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
-        slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
-    progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
-    if scaling := progress.pop("scaler"):  # empty unless the run was in fp16, which on another GPU it need not be
-        scaler.load_state_dict(scaling)
-    return progress
-
-
-def check_run_dir(config):
-    """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
-    if config.run_dir.exists() and not config.run_dir.is_dir():
-        raise UserError(f"--run-dir {config.run_dir} is a file: name a folder")
-    if not config.resume:
-        if (config.run_dir / "last").exists():
-            raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
-        return
-    saved = Config.load(config.run_dir / "last" / "config.json")
-    if not (config.run_dir / "last" / "weights.safetensors").exists():
-        raise UserError(f"{config.run_dir} is a run of another version: it cannot be resumed, train anew")
-    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ", "micro_batch ")
-    if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
-        raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
 
 
 # ---------------------------------------------------------------- what a run shows
@@ -251,7 +225,7 @@ def draw_curves(history, chance, path):
 
 def chance_loss(loader, config):
     """Return the loss of a model that knows nothing, ln B; None for the sigmoid loss, whose chance is its bias."""
-    return None if config.loss == "siglip" else math.log(loader.batch_size)
+    return None if config.loss == "siglip" else math.log(ranks()[1] * loader.batch_size)
 
 
 def stuck(history, chance):
@@ -276,7 +250,10 @@ def epoch_line(row, epochs):
 
 
 def prepare(model, splits, config, towers):
-    """Return what the heads, and the towers not named, train on: a loader, an optimiser, and what is cached of dev."""
+    """Return what the heads, and the towers not named, train with: loader, optimiser, forward, and dev's `Cached`.
+
+    forward embeds a batch. Where several processes train, it also averages their gradients while they come in.
+    """
     data, table, tower = config.data_dir, splits["train"], model.text_encoder
     model.freeze(towers)
     frozen, size = towers if config.cache else "none", model.config.image_size
@@ -289,15 +266,16 @@ def prepare(model, splits, config, towers):
     pairs = CaptionDataset(table, data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, cached)
     workers = config.workers if cached.images is None else 0  # rows of a tensor need no processes to fetch them
     loader = training_loader(pairs, config.batch_size, workers, pin_memory=model.logit_scale.device.type == "cuda")
-    return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), dev_cached
+    forward = DistributedDataParallel(model) if ranks()[1] > 1 else model
+    return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), forward, dev_cached
 
 
 def epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint):
     """Train one epoch and measure the averaged weights on dev. Returns its row of metrics.jsonl."""
-    (loader, optimizer, dev_cached), start = stage, time.perf_counter()
-    row = train_one_epoch(model, average, loader, optimizer, scaler, config, epoch, last_checkpoint)
+    start = time.perf_counter()
+    row = train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint)
     average.eval()
-    dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, dev_cached)
+    dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, stage[-1])
     recall = report_of(dev)
     return {"epoch": epoch, **row, "logit_scale": average.logit_scale.exp().item(),
             "modality_gap": modality_gap(dev.image_embeddings, dev.text_embeddings), **recall,
@@ -319,10 +297,24 @@ def train_heads_first(model, average, scaler, splits, config):
     return {**rows[-1], "epoch": 0, "first_loss": rows[0]["first_loss"], "seconds": seconds}
 
 
+def keep(config, model, average, optimizer, scaler, progress):
+    """Write what is kept after an epoch: best/ if it is the best so far, last/, and metrics.jsonl."""
+    newest = progress["history"][-1]["mean_recall"]
+    if newest > progress["best"]:
+        progress["best"] = newest
+        with replacing(config.run_dir / "best") as folder:
+            average.save_pretrained(folder)
+    save_last(config.run_dir, model, average, optimizer, scaler, progress)
+    write_text(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
+
+
 def main(config, why):
+    device = resolve_device(config.device)  # under torchrun, this is where the processes meet
+    rank, world = ranks()
+    if config.batch_size % world:
+        raise UserError(f"--batch-size {config.batch_size} is shared by {world} processes: give a multiple of {world}")
     print(why)
     check_run_dir(config)
-    device = resolve_device(config.device)
     dtype = resolve_dtype(device, config.precision)
     splits, report = load_data(config)
     print("\n".join(report))
@@ -343,15 +335,14 @@ def main(config, why):
     else:
         model = CLIP.from_config(config, splits["train"]["caption"])
     model.to(device, memory_format=torch.channels_last)
-    for tower, depth in ((model.image_encoder, config.image_depth), (model.text_encoder, config.text_depth)):
-        if depth < 1 and len(tower.layers()) == 1:
-            print(f"the layers of {type(tower.backbone).__name__} are not known: it trains as a whole")
+    if config.image_depth < 1 and len(model.image_encoder.layers()) == 1:
+        print(f"the layers of {image} are not known: it trains as a whole")
     average = copy.deepcopy(model)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     heads = None  # they learn alone first where both towers are pretrained and one of them will move
     if config.heads_first and config.freeze != "both" and config.is_pretrained("text") and not config.resume:
         heads = train_heads_first(model, average, scaler, splits, config)
-    stage = loader, optimizer, _ = prepare(model, splits, config, config.freeze)
+    stage = loader, optimizer, *_ = prepare(model, splits, config, config.freeze)
     progress = {"epoch": 0, "best": -1.0, "history": []}
     if config.resume:
         progress = load_last(config.run_dir, model, optimizer, scaler)
@@ -362,29 +353,29 @@ def main(config, why):
                       for every in (False, True))
     print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {device} in "
           f"{str(dtype).removeprefix('torch.')}\n"
-          f"{config.epochs} epochs of {len(loader)} steps of {loader.batch_size} pairs, into {config.run_dir}")
-    if loader.batch_size < config.batch_size:
-        pairs = len(loader.dataset)
-        print(f"--batch-size {config.batch_size} is more than the {pairs} training photos: using {pairs}")
+          f"{config.epochs} epochs of {len(loader)} steps of {world * loader.batch_size} pairs, into {config.run_dir}"
+          + f", in {world} processes" * (world > 1))
+    if (pairs := world * loader.batch_size) < config.batch_size:
+        print(f"--batch-size {config.batch_size} is more than the {len(loader.dataset)} training photos: using {pairs}")
 
     for epoch in range(progress["epoch"] + (heads is None), config.epochs + 1):
         last_checkpoint = config.run_dir / "last" if progress["history"] else "none yet"
         row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint)
         heads = None  # epoch 0 is the heads alone
-        if row["mean_recall"] > progress["best"]:
-            progress["best"] = row["mean_recall"]
-            with replacing(config.run_dir / "best") as folder:
-                average.save_pretrained(folder)
         progress["epoch"] = epoch
         progress["history"].append(row)
-        save_last(config.run_dir, model, average, optimizer, scaler, progress)
-        write_text(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
-        draw_curves(progress["history"], chance_loss(loader, config), config.run_dir / "curves.png")
+        if rank == 0:
+            keep(config, model, average, optimizer, scaler, progress)
+            draw_curves(progress["history"], chance_loss(loader, config), config.run_dir / "curves.png")
         print(epoch_line(row, config.epochs), flush=True)
         if remark := stuck(progress["history"], chance_loss(loader, config)):
             print(remark, flush=True)
 
-    best = CLIP.from_pretrained(config.run_dir / "best").to(device)
+    best = average  # on a machine that cannot see the run folder, the weights come from the first process
+    if rank == 0:
+        best = CLIP.from_pretrained(config.run_dir / "best").to(device, memory_format=torch.channels_last)
+    for tensor in best.state_dict().values() if world > 1 else ():
+        torch.distributed.broadcast(tensor, 0)
     measured = {split: embed_split(best, splits[split], config.data_dir, 64, config.workers)
                 for split in ("dev", "test") if split in splits and len(splits[split])}
     split, embedded = list(measured.items())[-1]  # test, or dev where there is no test
@@ -395,11 +386,14 @@ def main(config, why):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops as Ctrl-C does
     with one_line_errors():
         try:
             main(CONFIG, WHY)
         except KeyboardInterrupt:
-            saved = (CONFIG.run_dir / "last").exists()
-            print(f"\nstopped; go on with: python train.py --resume --run-dir {CONFIG.run_dir}" if saved else
-                  "\nstopped before the end of the first epoch: nothing is saved")
+            print(f"\nstopped; {go_on(CONFIG)}")
             sys.exit(130)
+        except RuntimeError as error:
+            if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistBackendError):
+                raise
+            raise UserError(f"another process of this run has ended, see its message; {go_on(CONFIG)}") from None

@@ -25,10 +25,10 @@ import tyro
 
 from benchmarks import seed_recipe
 from cache import embed_split, write_text
-from config import PRESETS, one_line_errors
+from config import PRESETS, one_line_errors, resolve_device
 from dataset import load_splits
 from evaluate import report_of
-from models import CLIP, clip_loss, resolve_device
+from models import CLIP, clip_loss
 from train import epoch_row, prepare, train_heads_first
 
 

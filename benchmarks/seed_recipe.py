@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from cache import embed_split, frozen_features, replacing
-from config import PRESETS, UserError, one_line_errors
+from config import PRESETS, UserError, one_line_errors, resolve_device
 from dataset import image_path, load_splits, pad, read_square, tokenize
 from evaluate import recall_table, report_of
-from models import CLIP, resolve_device
+from models import CLIP
 
 RATES = {"heads": 1e-3, "image_encoder": 1e-4, "text_encoder": 1e-5}
 BATCH_SIZE = 32

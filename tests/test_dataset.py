@@ -306,7 +306,7 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     captions_of = table.groupby("image")["caption"].apply(set)
     for index in range(len(pairs)):
         _, token_ids = pairs[index]
-        theirs = captions_of[pairs.paths[index].name]
+        theirs = captions_of[pairs.photos.paths[index].name]
         assert token_ids in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
     assert [len(pixels) for pixels, _, _ in batches] == [32, 32, 32]
@@ -315,7 +315,7 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
 
 def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
     pairs, table, tokenizer = pairs_of(sample_dir)
-    captions = table[table["image"] == pairs.paths[0].name]["caption"]
+    captions = table[table["image"] == pairs.photos.paths[0].name]["caption"]
     drawn = set()
     for epoch in range(40):
         pairs.epoch = epoch
@@ -334,8 +334,8 @@ def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):
 def test_decoded_photos_give_the_same_batches_as_their_files(tmp_path, sample_dir):
     pairs, _, _ = pairs_of(sample_dir)
     decoded, _, _ = pairs_of(sample_dir)
-    np.save(tmp_path / "decoded.npy", [read_square(path, 32) for path in pairs.paths])
-    decoded.decoded, decoded.paths = tmp_path / "decoded.npy", [tmp_path / "gone.jpg"] * len(pairs)
+    np.save(tmp_path / "decoded.npy", [read_square(path, 32) for path in pairs.photos.paths])
+    decoded.photos.decoded, decoded.photos.paths = tmp_path / "decoded.npy", [tmp_path / "gone.jpg"] * len(pairs)
     assert equal(batches_of(pairs, epoch=3), batches_of(decoded, epoch=3, workers=2))
 
 
@@ -367,7 +367,7 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     table = pd.DataFrame({"image": [names[1], names[0], names[1]], "caption": ["one", "two", "three"]})
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 32, 16)
-    assert [path.name for path in pairs.paths] == [names[1], names[0]]
+    assert [path.name for path in pairs.photos.paths] == [names[1], names[0]]
     assert pairs.rows == [[0, 2], [1]]
     assert [pairs.token_ids[row] for row in (0, 2, 1)] == tokenize(tokenizer, ["one", "three", "two"], 16)
 

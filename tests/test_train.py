@@ -62,19 +62,6 @@ def test_parameter_groups_hold_each_trained_parameter_once(sample_dir):
     assert id(next(model.text_encoder.parameters())) not in where
 
 
-def test_layer_decay_by_hand(tower_flags):
-    config = replace(PRESETS["flickr8k"], **tower_flags, lr_image=1.0, lr_text=2.0, layer_decay=0.5, max_tokens=32)
-    model = CLIP.from_config(config)
-    rate = {id(parameter): group["peak_lr"] for group in parameter_groups(model, config)
-            for parameter in group["params"]}
-    blocks = model.text_encoder.backbone.encoder.layer
-    assert {rate[id(parameter)] for parameter in blocks[1].parameters()} == {2.0}
-    assert {rate[id(parameter)] for parameter in blocks[0].parameters()} == {1.0}
-    assert rate[id(model.text_encoder.backbone.embeddings.word_embeddings.weight)] == 0.5
-    assert {rate[id(parameter)] for parameter in model.image_encoder.backbone.layer4.parameters()} == {1.0}
-    assert {rate[id(parameter)] for parameter in model.image_encoder.backbone.layer3.parameters()} == {0.5}
-
-
 def test_heads_that_learn_alone_have_a_rate_of_their_own(tower_flags):
     config = replace(PRESETS["flickr8k"], **tower_flags, max_tokens=32)
     model = CLIP.from_config(config)
@@ -125,7 +112,8 @@ def test_the_average_follows_every_step_and_nothing_else(sample_dir):
         steps.append(share)
 
     optimizer.register_step_post_hook(follow)
-    train_one_epoch(model, average, loader, optimizer, torch.amp.GradScaler(enabled=False), SMALL, 1, "none yet")
+    stage, scaler = (loader, optimizer, model, None), torch.amp.GradScaler(enabled=False)
+    train_one_epoch(model, average, stage, scaler, SMALL, 1, "none yet")
     assert len(steps) == 3
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, average.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True))
@@ -145,7 +133,7 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
     optimizer.register_step_pre_hook(watch)
     # A scaler that multiplies the loss by 1024: gradients must be divided again before they are clipped.
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    row = train_one_epoch(model, average, loader, optimizer, scaler, config, 1, "none yet")
+    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, "none yet")
     for step, rate in enumerate(rates):  # 3 of 6 steps, all of them warm-up
         assert rate == pytest.approx({part: peak * (step + 1) / 3
                                       for part, peak in (("heads", 4e-3), ("image", 1e-3), ("text", 2e-3))})
@@ -164,7 +152,7 @@ def test_a_number_that_is_not_finite_stops_the_run(sample_dir, poison, scaled):
     before = model.image_head.projection.weight.clone()
     with pytest.raises(UserError, match=r"step 1 .*learning rates heads .*image .*text .*runs/x/last"):
         scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-        train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "runs/x/last")
+        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "runs/x/last")
     assert torch.equal(before, model.image_head.projection.weight)  # nothing was spoilt
 
 
@@ -173,11 +161,11 @@ def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
     model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "none yet")
+    train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "none yet")
     assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
     with pytest.raises(UserError, match="stopped at step 3"):
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        train_one_epoch(model, average, loader, optimizer, scaler, SMALL, 1, "none yet")
+        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "none yet")
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,158 @@
+"""Several processes against one: the loss and its gradients, embeddings, and a whole run by torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from conftest import ROOT, save_image_tower, save_text_tower
+from torch.multiprocessing.spawn import start_processes
+
+from cache import embed_images, embed_texts
+from config import PRESETS
+from dataset import image_loader, image_path, load_splits
+from models import CLIP
+
+
+def joined(rank, job, world, place, out, *arguments):
+    torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}  # as torchrun does
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
+    torch.save(job(*arguments), f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_processes(tmp_path, world, job, *arguments):
+    """Run `job` in forked processes; returns what each of them returned."""
+    folder = tmp_path / f"{job.__name__}-{world}"
+    folder.mkdir()
+    start_processes(joined, (job, world, f"file://{folder / 'meeting'}", str(folder), *arguments), world,
+                    start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+@pytest.fixture
+def model(tower_flags):
+    torch.manual_seed(0)
+    config = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
+    return CLIP.from_config(replace(config, **tower_flags)).eval()
+
+
+# ---------------------------------------------------------------- loss and gradients
+
+
+def share_of_loss(model, images, texts):
+    """The loss of this process's rows and its gradients: of the rows themselves and of the logit scale."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mine = [tensor.chunk(world)[rank].clone().requires_grad_() for tensor in (images, texts)]
+    loss = model.loss(*mine)
+    return [loss.detach(), *torch.autograd.grad(loss, [*mine, model.logit_scale])]
+
+
+@pytest.mark.parametrize(("world", "loss"), [(2, "clip"), (4, "clip"), (2, "soft"), (2, "siglip")])
+def test_loss_and_gradients_of_several_processes_are_those_of_one(tmp_path, tower_flags, world, loss):
+    model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, loss=loss, max_tokens=32, **tower_flags))
+    images, texts = (F.normalize(torch.randn(8, 16), dim=1).requires_grad_() for _ in range(2))
+    whole = model.loss(images, texts)
+    expected = torch.autograd.grad(whole, [images, texts, model.logit_scale])
+    shares = in_processes(tmp_path, world, share_of_loss, model, images.detach(), texts.detach())
+    losses, of_images, of_texts, of_scale = zip(*shares, strict=True)
+    assert torch.allclose(torch.stack(losses).mean(), whole, atol=1e-6)
+    # the gradients of the parameters are averaged over the processes, so those of the rows count 1 / world
+    assert torch.allclose(torch.cat(of_images) / world, expected[0], atol=1e-6)
+    assert torch.allclose(torch.cat(of_texts) / world, expected[1], atol=1e-6)
+    assert torch.allclose(torch.stack(of_scale).mean(), expected[2], atol=1e-6)
+
+
+# ---------------------------------------------------------------- embedding
+
+
+def embedded(model, paths, texts):
+    images, indices, faults = embed_images(model, image_loader(paths, model.config.image_size, 4))
+    return [images, torch.tensor(indices), sorted(faults), embed_texts(model, texts, 3)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path, sample_dir, model, world):
+    table = load_splits(sample_dir)["dev"]
+    paths = [image_path(sample_dir, name) for name in table["image"].unique()[:9]]
+    paths[5] = tmp_path / "gone.jpg"
+    alone = embedded(model, paths, list(table["caption"][:11]))
+    assert alone[1].tolist() == [0, 1, 2, 3, 4, 6, 7, 8] and alone[2] == [5]
+    for mine in in_processes(tmp_path, world, embedded, model, paths, list(table["caption"][:11])):
+        assert mine[1].equal(alone[1]) and mine[2] == alone[2]
+        assert torch.allclose(mine[0], alone[0], atol=1e-6) and torch.allclose(mine[3], alone[3], atol=1e-6)
+
+
+# ---------------------------------------------------------------- a run
+
+
+@pytest.fixture(scope="module")
+def calm_towers(tmp_path_factory):
+    """Flags for towers without dropout, whose run does not depend on the number of processes."""
+    folder = tmp_path_factory.mktemp("calm")
+    save_image_tower(folder / "image")
+    save_text_tower(folder / "text", ["Two people sit near the beach .", "A dog runs through the water ."])
+    config = json.loads((folder / "text" / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "text" / "config.json").write_text(json.dumps(config))
+    return [f"--image-encoder=local-dir:{folder / 'image'}", f"--text-encoder={folder / 'text'}"]
+
+
+def command(data_dir, towers, *flags):
+    return [str(ROOT / "train.py"), "flickr8k", "--data-dir", str(data_dir), *towers, "--feature-dropout", "0",
+            "--head-dropout", "0", "--precision", "fp32", "--batch-size", "32", "--heads-first", "3", "--workers", "1",
+            *map(str, flags)]
+
+
+def torchrun(world, arguments, cwd, **options):
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    return subprocess.Popen([*start, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+
+
+def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(tmp_path, sample_dir, calm_towers):
+    run = command(sample_dir, calm_towers, "--run-dir", "runs/two", "--epochs", 3)
+    process = torchrun(2, [*run, "--freeze", "none"], tmp_path)
+    output, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert output.count("in 2 processes") == 1 and output.count("next: python inference.py") == 1
+    alone = command(sample_dir, calm_towers, "--run-dir", "runs/one", "--epochs", 3)
+    subprocess.run([sys.executable, *alone], cwd=tmp_path, check=True, capture_output=True)
+    rows, expected = ([json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").open()]
+                      for name in ("two", "one"))
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
+        assert row["first_loss"] == pytest.approx(other["first_loss"], abs=1e-4)
+        assert row["text_to_image"] == other["text_to_image"]
+    again = [str(ROOT / "train.py"), "--resume", "--run-dir", "runs/two", "--epochs", "4"]
+    resumed = subprocess.run([sys.executable, *again], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert "going on after epoch 3 of 4" in resumed and "in 2 processes" not in resumed
+
+
+def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(tmp_path, sample_dir, calm_towers):
+    run = command(sample_dir, calm_towers, "--run-dir", "runs/dies", "--epochs", 500)
+    process = torchrun(2, run, tmp_path)
+    last = tmp_path / "runs" / "dies" / "last" / "trainer.json"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(max(children, key=int)), 9)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "go on with: torchrun --nproc-per-node=2 train.py --resume --run-dir runs/dies" in output + errors
+    CLIP.from_pretrained(tmp_path / "runs" / "dies" / "best")
+
+
+def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, sample_dir, calm_towers):
+    process = torchrun(2, command(sample_dir, calm_towers, "--batch-size", 33), tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0 and "--batch-size 33 is shared by 2 processes: give a multiple of 2" in errors
