@@ -5,6 +5,7 @@ import math
 import torch
 from conftest import run_script
 
+from benchmarks import contrastive_loss, decoding, training_step
 from benchmarks.seed_recipe import seed_loss
 from config import checkpoint_dir
 from models import CLIP
@@ -47,3 +48,16 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     shown = run_script("benchmarks/ablation.py", "towers", *towers, "--epochs", 1, "--seeds", 1, "--only", "text tower",
                        cwd=tmp_path).stdout
     assert "| text tower frozen |" in shown
+
+
+def test_the_benchmarks_of_speed_run(sample_dir, capsys):
+    decoding.main(decoding.DecodingConfig(sample_dir / "Images", count=8, size=32, rounds=1))
+    table = capsys.readouterr().out
+    assert "8 photos at 32 px" in table and "| ancestors |" in table and "| decoded once |" in table
+    for way in contrastive_loss.WAYS:
+        contrastive_loss.measure(contrastive_loss.LossConfig(pairs=64, dim=8, way=way))
+        seconds, megabytes = map(float, capsys.readouterr().out.split())
+        assert seconds > 0 and megabytes >= 0
+    for way in ("ancestors", "ours", "ours, micro-batches"):
+        run = training_step.steps(training_step.StepConfig(batch_size=2, micro_batch=1, way=way))
+        next(run), next(run)

@@ -13,7 +13,7 @@ from conftest import ROOT
 import config
 
 SCRIPTS = ["config.py", "dataset.py", "cache.py", "models.py", "evaluate.py", "train.py", "inference.py"]
-PAGES = [ROOT / "README.md", ROOT / "data" / "README.md"]
+PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
 def commands():
@@ -24,6 +24,7 @@ def commands():
         for code in re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL):
             for line in "".join(code).splitlines():
                 for part in re.split(r"&&|;", line.split("  #")[0]):
+                    part = re.sub(r"^\s*torchrun --nproc-per-node=\S+", "python", part)
                     if re.match(r"\s*python [a-z_/0-9]+\.py", part):
                         found.append(shlex.split(part))
     return found

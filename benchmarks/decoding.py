@@ -1,0 +1,90 @@
+"""Photos a second from disk to a batch on one core: the ancestors' way, ours decoding every time, and ours.
+
+    python benchmarks/decoding.py --photos data/sample/Images
+
+The ancestors' way reads with OpenCV, resizes, and normalises to float32. Ours crops and mirrors as well, and leaves
+normalisation to the device that trains. The three take turns in one process.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import albumentations as A
+import cv2
+import pandas as pd
+import torch
+import tyro
+from torch.utils.data import DataLoader, Dataset
+
+from cache import decoded_photos, picture_files
+from config import UserError, one_line_errors
+from dataset import ImageFiles, train_transform
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """Time the way of photos into batches."""
+
+    photos: Path = Path("data/sample/Images")  # folder of pictures
+    count: int = 1000  # pictures of it to use
+    size: int = 224  # pixels a side
+    rounds: int = 5  # passes of each way
+
+
+class AncestorFiles(Dataset):
+    """Their item: decoded by OpenCV, resized, normalised, float32, channels first."""
+
+    def __init__(self, paths, size):
+        self.paths, self.transform = paths, A.Compose([A.Resize(size, size), A.Normalize(max_pixel_value=255.0)])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        image = cv2.cvtColor(cv2.imread(str(self.paths[index])), cv2.COLOR_BGR2RGB)
+        return torch.tensor(self.transform(image=image)["image"]).permute(2, 0, 1).float()
+
+
+def main(flags):
+    torch.set_num_threads(1)
+    paths = picture_files(flags.photos)[: flags.count]
+    if not paths:
+        raise UserError(f"--photos {flags.photos} holds no pictures: python data/sample_scenes.py draws some")
+    crop = train_transform(flags.size, 0.6, True)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "Images").symlink_to(flags.photos.resolve())
+        table = pd.DataFrame({"image": [path.relative_to(flags.photos).as_posix() for path in paths]})
+        decoded = decoded_photos(table, folder, flags.size, "benchmark")
+        ways = {
+            "ancestors": DataLoader(AncestorFiles(paths, flags.size), 32),
+            "decoding every time": DataLoader(
+                ImageFiles(paths, flags.size, None, crop), 256, collate_fn=ImageFiles.collate),
+            "decoded once": DataLoader(
+                ImageFiles(paths, flags.size, decoded, crop), 256, collate_fn=ImageFiles.collate),
+            "decoded once, not cropped": DataLoader(
+                ImageFiles(paths, flags.size, decoded), 256, collate_fn=ImageFiles.collate),
+        }
+        rates = {way: [] for way in ways}
+        for _ in range(1 + flags.rounds):
+            for way, loader in ways.items():
+                start = time.perf_counter()
+                for _ in loader:
+                    pass
+                rates[way].append(len(paths) / (time.perf_counter() - start))
+    print(f"{len(paths):,} photos at {flags.size} px, {flags.rounds} rounds, one core, no worker process\n\n"
+          "| way | photos a second (median, range) | x ancestors |\n|---|---|---|")
+    first = statistics.median(rates["ancestors"][1:])  # without the pass that warms up
+    for way, values in rates.items():
+        median = statistics.median(values[1:])
+        print(f"| {way} | {median:,.0f} ({min(values[1:]):,.0f} to {max(values[1:]):,.0f}) | {median / first:.1f} |")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(tyro.cli(DecodingConfig, config=(tyro.conf.FlagCreatePairsOff,)))
