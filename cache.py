@@ -9,6 +9,7 @@ run on this data starts at once.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import cv2
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -57,7 +58,8 @@ def embed_images(model, loader, encode=None, progress=None):
     rows = torch.cat(rows) if rows else torch.empty(0, model.config.embedding_dim)
     if ranks()[1] > 1:
         rows, indices = from_all_processes(rows, indices, len(loader.dataset), device)
-        faults = {index: loader.dataset[index][2] for index in set(range(len(loader.dataset))) - set(indices)}
+        faults = {index: loader.dataset[index][2] or OSError("it could not be read a moment ago")
+                  for index in set(range(len(loader.dataset))) - set(indices)}
     return rows, indices, faults
 
 
@@ -116,6 +118,14 @@ class Gathered(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def from_first(value):
+    """Return what the first of several processes has: they look at a disk, or a clock, at different moments."""
+    values = [value]
+    if ranks()[1] > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 @contextlib.contextmanager
 def one_at_first():
     """Let one process of each machine do something while the others wait: they then find it done."""
@@ -145,14 +155,13 @@ class Cached(NamedTuple):
 def decoded_photos(table, data_dir, size, split):
     """Decode the photos of a split once, each squeezed into a square; returns the file of (N, S, S, 3) uint8 pixels.
 
-    The file is mapped into memory, so that all processes share it and none reads more of it than it asks for. It is
-    kept beside the photos under a hash of their names, sizes and times; older ones of the split are deleted. Returns
-    None, and says so, where the disk has no room for it.
+    It will be mapped into memory, so that all processes share it. It is kept beside the photos under a hash of their
+    names, sizes and times; older ones of the split are deleted. Returns None, and says so, where the disk is full.
     """
     paths = [image_path(data_dir, name) for name in table["image"].unique()]
-    digest = hashlib.sha256(json.dumps([FORMAT, *(file_key(path, Path(data_dir)) for path in paths)]).encode())
-    name = f"{split}-{size}px"
-    path = writable(Path(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.npy")
+    about = [FORMAT, version("pillow"), cv2.__version__, *(file_key(path, Path(data_dir)) for path in paths)]
+    digest, name = hashlib.sha256(json.dumps(about).encode()), f"{split}-{size}px"
+    path = writable(Path(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.rgb")
     with one_at_first():
         return path if path.is_file() else decode_into(path, name, paths, size)
 
@@ -160,30 +169,23 @@ def decoded_photos(table, data_dir, size, split):
 def decode_into(path, name, paths, size):
     """Write the file of `decoded_photos` and delete older ones of that name; returns its path, or None."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = len(paths) * size * size * 3, shutil.disk_usage(path.parent).free
-    if needed > free:
-        print(f"decoded photos would take {needed / 1e9:.1f} GB in {path.parent}, where {free / 1e9:.1f} GB are free: "
-              "decoding them anew in every epoch")
-        return None
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{name}-{os.getpid()}.new")
     try:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(paths), size, size, 3))
-
-        def decode(row):
-            pixels[row] = read_square(paths[row], size)
-
-        with ThreadPoolExecutor(CORES) as pool:  # Pillow and OpenCV let go of the interpreter lock
-            for _ in tqdm(pool.map(decode, range(len(paths))), f"decoding photos, once: {name}", len(paths),
-                          leave=False, disable=None):
-                pass
-        pixels.flush()
-        for old in path.parent.glob(f"{name}-*.npy"):
-            old.unlink()
+        with temporary.open("wb") as file, ThreadPoolExecutor(CORES) as pool:  # decoders let go of the interpreter lock
+            squares = pool.map(lambda photo: read_square(photo, size), paths)
+            for pixels in tqdm(squares, f"decoding photos, once: {name}", len(paths), leave=False, disable=None):
+                file.write(pixels.tobytes())
         temporary.replace(path)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(f"{path.parent} has no room for the decoded photos ({error}): decoding them anew in every epoch")
+            return None
         raise UserError(f"a photo can no longer be read: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+    for old in path.parent.glob(f"{name}-*.rgb"):
+        if old != path:  # a run that uses it has it open, and goes on
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -226,7 +228,7 @@ def kept(data_dir, model, tower, about, make):
     """Return the tensor that `make` gives for a tower and what `about` tells, from disk where it was made before."""
     backbone = tower.backbone  # repr does not show everything, so its settings are named too
     settings = getattr(backbone, "config", None) or (getattr(backbone, "pretrained_cfg", ""), tower.model_args)
-    versions = [version(name) for name in ("torch", "timm", "transformers", "pillow", "albumentations")]
+    versions = [cv2.__version__, *map(version, ("torch", "timm", "transformers", "pillow", "albumentations"))]
     digest = hashlib.sha256(json.dumps(
         [FORMAT, versions, str(model.compute_dtype()), repr(backbone), str(settings), about]).encode())
     for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):

@@ -82,7 +82,7 @@ class Config:
     heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
-    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, a third slower; 0: all
+    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, one more forward pass; 0: all
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower
@@ -278,7 +278,8 @@ def recover(directory):
     """Put back the previous version of a model directory if a kill came between the two renames that replace it."""
     old = directory.with_name(f".{directory.name}.old")
     if old.exists() and not directory.exists():
-        old.rename(directory)
+        with contextlib.suppress(FileNotFoundError):  # another process was first
+            old.rename(directory)
 
 
 def newest_run(holding, pattern="*"):
@@ -350,7 +351,9 @@ def resolve_device(name):
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if ranks()[1] > 1 and not dist.is_initialized():
         if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
+                raise UserError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
+            torch.cuda.set_device(local)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
         if ranks()[0] > 0:
             sys.stdout = open(os.devnull, "w")

@@ -36,9 +36,7 @@ from config import UserError, ranks
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
-
 SPLIT_FILES = {split: f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")}
-
 
 # ---------------------------------------------------------------- captions and splits
 
@@ -239,9 +237,9 @@ def read_square(path, size):
 
 
 @functools.cache
-def memory_map(path):
-    """Return the (N, S, S, 3) uint8 array of a file, without reading it: shared by all processes of the machine."""
-    return np.lib.format.open_memmap(path, mode="r")
+def memory_map(path, size):
+    """Return the (N, S, S, 3) uint8 array of a file, not read but mapped: shared by all processes of the machine."""
+    return np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3)
 
 
 def train_transform(size, crop_scale=1.0, flip=False):
@@ -302,6 +300,8 @@ class ImageFiles(Dataset):
     def __init__(self, paths, size, decoded=None, transform=None, seed=()):
         self.paths, self.size, self.decoded = list(paths), size, decoded
         self.transform, self.seed = transform, seed
+        if decoded:
+            memory_map(decoded, size)  # opened before workers are forked, it stays open if the file is deleted
 
     def __len__(self):
         return len(self.paths)
@@ -314,7 +314,7 @@ class ImageFiles(Dataset):
 
     def pixels(self, index, seed):
         """Return one of the pictures as (S, S, 3) uint8: from its file, or a row of the file of decoded ones."""
-        decoded = self.decoded and np.array(memory_map(self.decoded)[index])
+        decoded = self.decoded and np.array(memory_map(self.decoded, self.size)[index])
         pixels = read_square(self.paths[index], self.size) if decoded is None else decoded
         if self.transform:
             self.transform.set_random_seed(seed)
@@ -383,6 +383,8 @@ def training_loader(dataset, batch_size, workers=0, pin_memory=False):
     smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
     """
     rank, world = ranks()
+    if len(dataset) < world:
+        raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
     order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
     return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, drop_last=True,
                       collate_fn=dataset.collate, num_workers=min(workers, CORES), pin_memory=pin_memory)

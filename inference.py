@@ -30,7 +30,16 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from cache import IMAGE_SUFFIXES, embed_images, embed_texts, file_key, picture_files, writable, write_tensors
+from cache import (
+    IMAGE_SUFFIXES,
+    embed_images,
+    embed_texts,
+    file_key,
+    from_first,
+    picture_files,
+    writable,
+    write_tensors,
+)
 from dataset import image_loader, image_path, load_splits, read_image
 from models import CLIP
 
@@ -73,8 +82,9 @@ class Gallery:
         self.index, model_hash = writable(index), fingerprint(checkpoint)
 
         rows, faults = read_index(self.index, model_hash)  # {key: (D,) embedding} and {key: reason why there is none}
+        files = from_first(files)
         keys = {file: file_key(file, index.parent) for file in files}
-        new = [file for file in files if keys[file] not in rows and keys[file] not in faults]
+        new = from_first([file for file in files if keys[file] not in rows and keys[file] not in faults])
         temporary_faults = set()  # keys: a missing permission, a network drive that is away
         if new:
             loader = image_loader(new, self.model.config.image_size, batch_size, workers)

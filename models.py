@@ -13,7 +13,7 @@ Features leave a tower; embeddings are projected and of unit length. Losses are 
 import json
 import math
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 
 import timm
@@ -360,12 +360,13 @@ class CLIP(nn.Module):
         loss, which sees all pairs, and again, with the same dropout, for its gradient. Source: Gao et al. 2021.
         """
         part = self.config.micro_batch
-        if not self.training or not 0 < part < len(pixels) or attention_mask is None:
+        if not self.training or not 0 < part < len(pixels):
             return self.encode_image(pixels), self.encode_text(input_ids, attention_mask)
+        masks = repeat(None) if attention_mask is None else attention_mask.split(part)
         images, texts = zip(*(
             checkpoint(lambda *pairs: (self.encode_image(pairs[0]), self.encode_text(*pairs[1:])), *pairs,
                        use_reentrant=False)
-            for pairs in zip(pixels.split(part), input_ids.split(part), attention_mask.split(part), strict=True)
+            for pairs in zip(pixels.split(part), input_ids.split(part), masks, strict=False)
         ), strict=True)
         return torch.cat(images), torch.cat(texts)
 
@@ -390,8 +391,8 @@ class CLIP(nn.Module):
 
     def autocast(self):
         """Return the context in which this model runs its matrix products in that dtype."""
-        dtype = self.compute_dtype()
-        return torch.autocast(self.logit_scale.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        dtype, whole = self.compute_dtype(), not self.config.micro_batch  # else half-precise casts sum the gradients
+        return torch.autocast(self.logit_scale.device.type, dtype, dtype != torch.float32, cache_enabled=whole)
 
     @torch.no_grad()
     def clamp_logit_scale(self):

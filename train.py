@@ -44,6 +44,7 @@ from tqdm import tqdm
 from cache import (
     decoded_photos,
     embed_split,
+    from_first,
     frozen_features,
     load_last,
     one_at_first,
@@ -73,7 +74,7 @@ def load_data(config):
         if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
             write_sample(config.data_dir)
     splits = load_splits(config.data_dir, config.split_seed)
-    faults = inspect_dataset(config.data_dir, config.split_seed)
+    faults = from_first(inspect_dataset(config.data_dir, config.split_seed) if ranks()[0] == 0 else None)
     unusable = {*faults["missing"], *faults["unreadable"]}
     splits = {split: table[~table["image"].isin(unusable)].reset_index(drop=True) for split, table in splits.items()}
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
@@ -185,10 +186,9 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
         update_average(average, model, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     heads = next(group for group in optimizer.param_groups if group["part"] == "heads")
-    losses = torch.tensor(losses, device=device)
     if world > 1:
-        torch.distributed.all_reduce(losses)
-    losses = (losses / world).tolist()
+        torch.distributed.all_reduce(losses := torch.tensor(losses, device=device) / world)
+        losses = losses.tolist()
     return {
         "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
         "samples_per_second": round(len(losses) * world * loader.batch_size / (time.perf_counter() - start), 1),
@@ -275,7 +275,11 @@ def epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpo
     start = time.perf_counter()
     row = train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint)
     average.eval()
+    for buffer in average.buffers() if ranks()[1] > 1 else ():  # a BatchNorm that learns has seen other photos
+        torch.distributed.broadcast(buffer, 0)
     dev = embed_split(average, splits["dev"], config.data_dir, 64, config.workers, stage[-1])
+    if dev.faults:
+        raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
     return {"epoch": epoch, **row, "logit_scale": average.logit_scale.exp().item(),
             "modality_gap": modality_gap(dev.image_embeddings, dev.text_embeddings), **recall,
@@ -293,14 +297,12 @@ def train_heads_first(model, average, scaler, splits, config):
     print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
     rows = [epoch_row(model, average, stage, scaler, splits, config, epoch, "none yet")
             for epoch in range(1, config.epochs + 1)]
-    seconds = round(sum(row["seconds"] for row in rows), 2)
-    return {**rows[-1], "epoch": 0, "first_loss": rows[0]["first_loss"], "seconds": seconds}
+    return {**rows[-1], "epoch": 0, "first_loss": rows[0]["first_loss"], "seconds": sum(row["seconds"] for row in rows)}
 
 
 def keep(config, model, average, optimizer, scaler, progress):
     """Write what is kept after an epoch: best/ if it is the best so far, last/, and metrics.jsonl."""
-    newest = progress["history"][-1]["mean_recall"]
-    if newest > progress["best"]:
+    if (newest := progress["history"][-1]["mean_recall"]) > progress["best"]:
         progress["best"] = newest
         with replacing(config.run_dir / "best") as folder:
             average.save_pretrained(folder)
@@ -309,8 +311,7 @@ def keep(config, model, average, optimizer, scaler, progress):
 
 
 def main(config, why):
-    device = resolve_device(config.device)  # under torchrun, this is where the processes meet
-    rank, world = ranks()
+    device, (rank, world) = resolve_device(config.device), ranks()
     if config.batch_size % world:
         raise UserError(f"--batch-size {config.batch_size} is shared by {world} processes: give a multiple of {world}")
     print(why)
@@ -318,7 +319,6 @@ def main(config, why):
     dtype = resolve_dtype(device, config.precision)
     splits, report = load_data(config)
     print("\n".join(report))
-
     image, text = config.image_encoder, config.text_encoder
     start = ["pretrained" if config.is_pretrained(tower) else "random weights" for tower in ("image", "text")]
     print(f"towers: {image} ({start[0]}) and {text} ({start[1]}); frozen: {config.freeze}", flush=True)
@@ -326,8 +326,8 @@ def main(config, why):
         print("the features of whole photos are kept; for crops add --cached-views N, or --no-cache")
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
-    if config.micro_batch and not (config.pretrained and config.fix_batch_norm):
-        print("a BatchNorm that learns sees --micro-batch photos at a time: not quite the gradient of the whole batch")
+    if (config.micro_batch or world > 1) and not (config.pretrained and config.fix_batch_norm):
+        print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
     torch.manual_seed(config.seed)
     if config.resume:
         model = CLIP.from_pretrained(config.run_dir / "last")
@@ -335,10 +335,9 @@ def main(config, why):
     else:
         model = CLIP.from_config(config, splits["train"]["caption"])
     model.to(device, memory_format=torch.channels_last)
-    if config.image_depth < 1 and len(model.image_encoder.layers()) == 1:
+    if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
         print(f"the layers of {image} are not known: it trains as a whole")
-    average = copy.deepcopy(model)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    average, scaler = copy.deepcopy(model), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     heads = None  # they learn alone first where both towers are pretrained and one of them will move
     if config.heads_first and config.freeze != "both" and config.is_pretrained("text") and not config.resume:
         heads = train_heads_first(model, average, scaler, splits, config)
@@ -388,12 +387,14 @@ def main(config, why):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops as Ctrl-C does
     with one_line_errors():
+        resolve_device(CONFIG.device)  # under torchrun, this is where the processes meet
+        CONFIG = replace(CONFIG, run_dir=from_first(CONFIG.run_dir))
         try:
             main(CONFIG, WHY)
         except KeyboardInterrupt:
             print(f"\nstopped; {go_on(CONFIG)}")
             sys.exit(130)
         except RuntimeError as error:
-            if "gloo" not in str(error) and not isinstance(error, torch.distributed.DistBackendError):
+            if "onnection" not in str(error) and not isinstance(error, torch.distributed.DistBackendError):
                 raise
             raise UserError(f"another process of this run has ended, see its message; {go_on(CONFIG)}") from None

@@ -1,7 +1,7 @@
 """cache.py: many at once equals one by one, and what a frozen tower made is found again, and only then."""
 
+import errno
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -128,13 +128,13 @@ def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
     made = []
     monkeypatch.setattr(cache, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
     file = decoded_photos(table, folder, 48, "train")
-    assert len(made) == 12 and memory_map(file).shape == (12, 48, 48, 3)
-    assert all((memory_map(file)[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
+    assert len(made) == 12 and memory_map(file, 48).shape == (12, 48, 48, 3)
+    assert all((memory_map(file, 48)[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
     assert decoded_photos(table, folder, 48, "train") == file and len(made) == 12
     dev = decoded_photos(table.head(10), folder, 48, "dev")
     paths[3].write_bytes(paths[4].read_bytes())
     changed = decoded_photos(table, folder, 48, "train")
-    assert (memory_map(changed)[3] == memory_map(changed)[4]).all() and len(made) == 26
+    assert (memory_map(changed, 48)[3] == memory_map(changed, 48)[4]).all() and len(made) == 26
     assert sorted(changed.parent.iterdir()) == sorted([changed, dev])  # the older one of this split is gone
 
 
@@ -159,9 +159,23 @@ def test_an_interruption_leaves_no_half_of_a_file(data, monkeypatch):
 
 def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, monkeypatch, capsys):
     folder, table = data
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+
+    def full(path, size):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "read_square", full)  # as when the row is written
     assert decoded_photos(table, folder, 48, "train") is None
     assert "decoding them anew in every epoch" in capsys.readouterr().out
+    assert not list((folder / cache.CACHE_FOLDER).iterdir())
+
+
+def test_a_file_that_is_deleted_stays_open_for_the_run_that_uses_it(data):
+    folder, table = data
+    file = decoded_photos(table, folder, 48, "train")
+    paths = [image_path(folder, name) for name in table["image"].unique()]
+    loader = image_loader(paths, 48, 4, workers=1, decoded=file)
+    file.unlink()  # another run has other photos, and has pruned this file
+    assert [index for _, indices, faults in loader for index in indices if not faults] == list(range(12))
 
 
 def test_a_photo_that_vanishes_is_named(model, data):

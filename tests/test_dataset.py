@@ -334,8 +334,8 @@ def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):
 def test_decoded_photos_give_the_same_batches_as_their_files(tmp_path, sample_dir):
     pairs, _, _ = pairs_of(sample_dir)
     decoded, _, _ = pairs_of(sample_dir)
-    np.save(tmp_path / "decoded.npy", [read_square(path, 32) for path in pairs.photos.paths])
-    decoded.photos.decoded, decoded.photos.paths = tmp_path / "decoded.npy", [tmp_path / "gone.jpg"] * len(pairs)
+    np.stack([read_square(path, 32) for path in pairs.photos.paths]).tofile(tmp_path / "decoded.rgb")
+    decoded.photos.decoded, decoded.photos.paths = tmp_path / "decoded.rgb", [tmp_path / "gone.jpg"] * len(pairs)
     assert equal(batches_of(pairs, epoch=3), batches_of(decoded, epoch=3, workers=2))
 
 

@@ -15,8 +15,8 @@ from conftest import ROOT, save_image_tower, save_text_tower
 from torch.multiprocessing.spawn import start_processes
 
 from cache import embed_images, embed_texts
-from config import PRESETS
-from dataset import image_loader, image_path, load_splits
+from config import PRESETS, UserError
+from dataset import CaptionDataset, image_loader, image_path, load_splits, training_loader
 from models import CLIP
 
 
@@ -88,6 +88,14 @@ def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path,
     for mine in in_processes(tmp_path, world, embedded, model, paths, list(table["caption"][:11])):
         assert mine[1].equal(alone[1]) and mine[2] == alone[2]
         assert torch.allclose(mine[0], alone[0], atol=1e-6) and torch.allclose(mine[3], alone[3], atol=1e-6)
+
+
+def test_fewer_photos_than_processes_are_one_line(monkeypatch, sample_dir, model):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    table = load_splits(sample_dir)["dev"].head(15)  # the captions of three photos
+    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
+    with pytest.raises(UserError, match="3 training photos are too few for 4 processes"):
+        training_loader(pairs, 32)
 
 
 # ---------------------------------------------------------------- a run

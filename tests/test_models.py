@@ -308,6 +308,14 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
+def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):
+    model = pretrained_clip(tower_flags, micro_batch=4).train()
+    calls = []
+    model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
+    images, texts = model(pixel_batch(9), torch.randn(9, 32), None)
+    assert calls == [4, 4, 1] and len(images) == len(texts) == 9
+
+
 def step(model):
     """One training step; returns the state before and after."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
