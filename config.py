@@ -82,7 +82,7 @@ class Config:
     heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
-    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, one more forward pass; 0: all
+    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, two forward passes; 0: all
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower
