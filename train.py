@@ -233,8 +233,8 @@ def stuck(history, chance):
     newest = [row["train_loss"] for row in history[-2:]]
     if chance is None or len(newest) < 2 or min(newest) < 0.98 * chance:
         return None
-    return (f"warning: the loss stands at chance, ln(batch size) = {chance:.2f}: nothing is being learned. Are these "
-            "the captions of these photos? If so, try lower --lr-image and --lr-text, and more --epochs")
+    return (f"warning: the loss stands at chance, ln(batch size) = {chance:.2f}: nothing has been learned yet. Are "
+            "these the captions of these photos? If so, try lower --lr-image and --lr-text, and more --epochs")
 
 
 def epoch_line(row, epochs):
@@ -356,7 +356,6 @@ def main(config, why):
           + f", in {world} processes" * (world > 1))
     if (pairs := world * loader.batch_size) < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the {len(loader.dataset)} training photos: using {pairs}")
-
     for epoch in range(progress["epoch"] + (heads is None), config.epochs + 1):
         last_checkpoint = config.run_dir / "last" if progress["history"] else "none yet"
         row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint)
@@ -381,7 +380,8 @@ def main(config, why):
     print(f"{config.run_dir / 'best'} on the {len(embedded.files):,} photos of the {split} split, recall in percent")
     print(recall_table(report_of(embedded)))
     draw_pictures(measured["dev"], config.run_dir, "dev")
-    print('next: python inference.py --query "people sitting near the beach"')
+    elsewhere = f" --checkpoint {config.run_dir}" * (str(config.run_dir.parent) != "runs")
+    print(f'next: python inference.py --query "people sitting near the beach"{elsewhere}')
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_average_by_hand():
 
 def test_a_loss_at_chance_is_reported():
     at = [{"train_loss": loss} for loss in (4.6, 4.59, 3.0)]
-    assert "4.61" in stuck(at[:2], 4.605) and "nothing is being learned" in stuck(at[:2], 4.605)
+    assert "4.61" in stuck(at[:2], 4.605) and "nothing has been learned yet" in stuck(at[:2], 4.605)
     assert stuck(at, 4.605) is stuck(at[:1], 4.605) is stuck(at[:2], None) is None
 
 
