@@ -30,9 +30,8 @@ from tqdm import tqdm
 
 from config import UserError, ranks
 from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
+from gallery import file_key, writable, write_file
 
-# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 FORMAT = 1  # of what is kept: raise it when the way from a file to pixels or features changes
 CACHE_FOLDER = ".clip-cache"  # inside the dataset folder; can be deleted at any time
 
@@ -250,7 +249,7 @@ def kept(data_dir, model, tower, about, make):
     features = make()
     try:
         if rank == 0:
-            write_tensors(path, {"features": features})
+            write_file(path, save({"features": features}))
     except OSError as error:
         print(f"features are not kept for the next run: {error}")
     return features
@@ -300,46 +299,6 @@ def from_features(model, encode, features):
 
 
 # ---------------------------------------------------------------- files
-
-
-def picture_files(folder):
-    """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
-    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
-def writable(path):
-    """Return `path`, or one in the user's cache folder where the folder that would hold it is read-only."""
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
-        return path
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
-    return cache / hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:24] / path.name
-
-
-def file_key(file, folder):
-    """Return what identifies a file and its content: name, size and time of change. A changed file gets another."""
-    try:
-        status = file.stat()
-        return f"{file.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}"
-    except OSError:
-        return f"{file.relative_to(folder).as_posix()}|missing"
-
-
-def write_tensors(path, tensors, metadata=None):
-    """Write a safetensors file in one rename, so that an interruption leaves the previous one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(save(tensors, metadata=metadata))
-    temporary.replace(path)
-
-
-def write_text(path, text):
-    """Write a text file in one rename: a kill leaves no half of it."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def write_json(path, value):

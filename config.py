@@ -213,6 +213,7 @@ class InferenceConfig:
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return
     output: Path = Path("matches.png")  # the picture of the result
+    picture: bool = True  # draw it
     json: bool = False  # print one JSON object on standard output, everything else on standard error
     batch_size: int = 64  # pictures embedded at once
     workers: int = 4  # processes that decode pictures (never more than cores)

@@ -25,7 +25,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from config import UserError, ranks
+from gallery import read_image
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
@@ -197,33 +197,6 @@ def inspect_dataset(data_dir, split_seed=0):
 
 
 # ---------------------------------------------------------------- pixels
-
-
-def read_image(path, shrink_to=None):
-    """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
-
-    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
-    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
-    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey) or no picture.
-    """
-    try:
-        with Image.open(path) as image:
-            if shrink_to:
-                image.draft("RGB", (shrink_to, shrink_to))
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                pixels = np.asarray(upright, dtype=np.float32)
-                upright = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
-            elif upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return np.array(upright.convert("RGB"))  # a copy: Pillow's own bytes are read-only
-    except UnidentifiedImageError:
-        raise OSError(f"{path}: not a picture") from None
-    except Exception as error:  # on damaged bytes the decoders raise nearly anything
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise OSError(f"{path}: {error}") from None
 
 
 def read_square(path, size):

@@ -24,8 +24,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from cache import embed_images, embed_split, embed_texts, picture_files
-from dataset import has_split_lists, image_loader, read_image, read_text, split_table
+from cache import embed_images, embed_split, embed_texts
+from dataset import has_split_lists, image_loader, read_text, split_table
+from gallery import picture_files, read_image
 from models import CLIP
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}

@@ -12,49 +12,53 @@ are unchanged. A query is then one pass of the text tower and one matrix product
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41)]
 """
 
-from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
+from config import Config, InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
 
 if __name__ == "__main__":
-    FLAGS = parse(InferenceConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
+    FLAGS = parse(InferenceConfig)  # first of all, so that --help and a mistyped flag answer at once
 
-import hashlib
+import contextlib
+import copy
+import functools
 import json
 import math
+import os
+import shutil
 import sys
+import tempfile
 import textwrap
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
-from cache import (
+from gallery import (
     IMAGE_SUFFIXES,
-    embed_images,
-    embed_texts,
-    file_key,
-    from_first,
+    Index,
+    Match,
+    PromptEncoder,
+    fingerprint,
+    model_stamps,
     picture_files,
+    read_image,
+    read_index,
+    remarks,
+    search,
+    stamp,
+    user_cache,
     writable,
-    write_tensors,
+    write_file,
+    write_index,
 )
-from dataset import image_loader, image_path, load_splits, read_image
-from models import CLIP
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
-INDEX_NAME = ".clip-index.safetensors"
+INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 MOST_DRAWN = 50  # pictures in one image of the result
+PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 
-
-@dataclass(frozen=True)
-class Match:
-    """One result: its rank (1 is best), its file, and the cosine similarity from -1 to 1."""
-
-    rank: int
-    file: Path
-    score: float
+# Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 
 
 class Gallery:
@@ -64,129 +68,244 @@ class Gallery:
     checkpoint: a model directory; None takes best/ of the newest run.
     progress: show a progress bar on standard error while pictures are embedded.
 
-    Afterwards: `files` (N paths), `embeddings` (N, D) of unit length, `skipped` {file: reason} for files that cannot
-    be read, `embedded`, how many files were opened this time (0 when the index knew them all), `index`, where that is
-    kept, and `unsaved`, why it could not be. Raises UserError where folder or checkpoint cannot be used; an empty
-    folder is an empty gallery.
+    Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
+    cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
+    that is kept, and `unsaved`, why it could not be. Raises UserError where folder or checkpoint cannot be used; an
+    empty folder is an empty gallery.
     """
 
     def __init__(
         self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True
     ):
-        checkpoint = checkpoint_dir(checkpoint and Path(checkpoint))
-        self.model = CLIP.from_pretrained(checkpoint).to(resolve_device(device))
+        self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
+        self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
         if folder is None:
-            self.name, files, index = split_gallery(self.model.config, split)
+            self.root = self.config.data_dir
+            split, files, sources, splits = split_gallery(self.config, split)
+            self.name, index_name = f"{self.root} ({split} split)", SPLIT_INDEX_NAME.format(split)
         else:
-            self.name, files, index = folder_gallery(folder)
-        self.index, model_hash = writable(index), fingerprint(checkpoint)
+            self.root, sources, splits, index_name = Path(folder).expanduser(), {}, [], INDEX_NAME
+            if not self.root.is_dir():
+                raise UserError(f"--gallery {folder} is not a folder")
+            self.name, files = str(folder), picture_files(self.root)
+        self.index_path, self.unsaved = writable(self.root / index_name), None
 
-        rows, faults = read_index(self.index, model_hash)  # {key: (D,) embedding} and {key: reason why there is none}
-        files = from_first(files)
-        keys = {file: file_key(file, index.parent) for file in files}
-        new = from_first([file for file in files if keys[file] not in rows and keys[file] not in faults])
-        temporary_faults = set()  # keys: a missing permission, a network drive that is away
-        if new:
-            loader = image_loader(new, self.model.config.image_size, batch_size, workers)
-            progress = f"embedding {len(new):,} pictures" if progress else None
-            embeddings, readable, errors = embed_images(self.model, loader, progress=progress)
-            rows |= {keys[new[place]]: row for place, row in zip(readable, embeddings, strict=True)}
-            faults |= {keys[new[place]]: str(error) for place, error in errors.items()}
-            temporary_faults = {keys[new[place]] for place, error in errors.items() if error.errno is not None}
-        self.embedded = len(new)
-        self.skipped = {file: faults[keys[file]] for file in files if keys[file] in faults}
-        self.files = [file for file in files if keys[file] in rows]
-        found = [rows[keys[file]] for file in self.files]
-        self.embeddings = torch.stack(found) if found else torch.empty(0, self.model.config.embedding_dim)
+        known, model_files = read_index(self.index_path), model_stamps(self.checkpoint)
+        self.model_hash = known.model if known.model_files == model_files else fingerprint(self.checkpoint)
+        if known.model != self.model_hash:  # embeddings of another model mean nothing to this one
+            known = Index(embeddings=np.empty((0, self.config.embedding_dim), np.float16))
+        about = Index(self.model_hash, model_files, sources=sources, splits=splits)
+        index, self.embedded = self.updated(about, known, files, "embedding pictures" if progress else None)
+        if index.about() != known.about():
+            self.save(index)
+        self.embeddings = index.embeddings
+        self.skipped = {self.root / name: reason for name, _, reason in index.files if reason is not None}
+        self.files = [self.root / name for name, _, reason in index.files if reason is None]
 
-        current = set(keys.values())
-        self.unsaved = None
-        if ranks()[0] == 0 and (new or current != {*rows, *faults}):
-            try:
-                write_index(self.index, model_hash, [keys[file] for file in self.files], self.embeddings,
-                            {key: faults[key] for key in current & set(faults) - temporary_faults})
-            except OSError as error:  # the answer matters more than its being remembered
-                self.unsaved = str(error)
+    def updated(self, about, known, files, bar):
+        """Return the `Index` of these files, and how many had to be embedded: those that `known` does not know.
+
+        What is done is saved now and then, so that an interrupted start goes on where it stopped.
+        """
+        marks = {file.relative_to(self.root).as_posix(): stamp(file) for file in files}
+        found, rows_known = {}, known.known()  # {name: row of its embedding, or why it has none}
+        for name, mark in marks.items():
+            if mark is None:
+                found[name] = f"{self.root / name}: there is no such file"
+            elif (name, mark) in rows_known:
+                found[name] = rows_known[name, mark]
+        new, rows = [name for name in marks if name not in found], known.embeddings
+        if ranks()[1] > 1:  # the processes look at the folder at different moments
+            from cache import from_first
+
+            new = from_first(new)
+        part_size = max(512, len(new) // 20)
+        for start in range(0, len(new), part_size):
+            part = new[start : start + part_size]
+            title = bar and f"{bar}, {start + len(part):,} of {len(new):,}"
+            embeddings, faults = self.embed_files([self.root / name for name in part], title)
+            readable = [name for place, name in enumerate(part) if place not in faults]
+            found |= {name: row for row, name in enumerate(readable, start=len(rows))}
+            rows = np.concatenate([rows, embeddings])
+            for place, error in faults.items():
+                found[part[place]] = str(error)
+                if error.errno is not None:  # a missing permission, a drive that is away: to be tried again
+                    marks[part[place]] = None
+            if len(found) < len(marks):  # a part of a split is not to be taken for all of it, so without sources
+                self.save(index_of(found, marks, rows, replace(about, sources={})))
+        return index_of(found, marks, rows, about), len(rows) - len(known.embeddings)
+
+    def save(self, index):
+        """Keep the index on disk; the answer matters more than its being remembered."""
+        try:
+            if ranks()[0] == 0:
+                write_index(self.index_path, index)
+        except OSError as error:
+            self.unsaved = str(error)
+
+    @functools.cached_property
+    def model(self):
+        """The CLIP model; loaded only where pictures are to be embedded, or its text tower is not ready as a file."""
+        from models import CLIP
+
+        return CLIP.from_pretrained(self.checkpoint).to(resolve_device(self.device))
+
+    @functools.cached_property
+    def encoder(self):
+        """The `PromptEncoder` of the model, or None where there is none yet, or where a GPU was asked for by name."""
+        folder = encoder_folder(self.model_hash)
+        if self.device != "cuda" and ranks()[1] == 1 and (folder / "text.onnx").is_file():
+            with contextlib.suppress(OSError):
+                os.utime(folder)  # used just now
+            return PromptEncoder(folder)
+        return None
+
+    def embed_files(self, files, progress=None):
+        """Return (n, D) float16 embeddings of the picture files that can be read, and {place: OSError} of the rest."""
+        from cache import embed_images
+        from dataset import image_loader
+
+        loader = image_loader(files, self.model.config.image_size, *self.loading)
+        rows, _, faults = embed_images(self.model, loader, progress=progress)
+        return rows.half().numpy(), faults
+
+    def embed_prompts(self, prompts):
+        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
+        if self.encoder:
+            return self.encoder(prompts)
+        import torch
+
+        from dataset import pad, tokenize
+
+        tower, device = self.model.text_encoder, self.model.logit_scale.device
+        with torch.inference_mode():
+            input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
+            return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
 
     def search(self, query, top_k=9):
         """Return the best `Match`es for a prompt, best first: at most top_k, fewer in a smaller gallery."""
-        return self.rank(embed_texts(self.model, [query])[0], top_k)
+        return self.rank(self.embed_prompts([query]), top_k)[0]
 
     def search_by_image(self, file, top_k=9):
         """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
-        embeddings, _, faults = embed_images(self.model, image_loader([file], self.model.config.image_size, 1))
+        embedding, faults = self.embed_files([file])
         if faults:
             raise UserError(f"the example picture cannot be read: {faults[0]}")
-        return self.rank(embeddings[0], top_k)
+        return self.rank(embedding.astype(np.float32), top_k)[0]
 
-    def rank(self, embedding, top_k):
-        """Return the best `Match`es for a unit-length (D,) embedding."""
-        scores = self.embeddings @ embedding  # (N, D) @ (D,) -> (N,): cosines, since all are of unit length
-        best = scores.topk(min(top_k, len(scores)))
-        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [Match(rank, self.files[row], score) for rank, (score, row) in enumerate(pairs, start=1)]
+    def rank(self, embeddings, top_k):
+        """Return a list of the best `Match`es for each of the unit-length float32 (Q, D) embeddings."""
+        if not self.files:
+            return [[] for _ in embeddings]
+        scores, rows = search(self.embeddings, embeddings, top_k)
+        return [[Match(rank, self.files[row], float(score))
+                 for rank, (score, row) in enumerate(zip(*best, strict=True), start=1)]
+                for best in zip(scores, rows, strict=True)]
 
-    def remarks(self, query):
+    def remarks(self, prompt):
         """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
+        if self.encoder:
+            return remarks(self.encoder.tokenizer, self.encoder.max_tokens, prompt)
         tower = self.model.text_encoder
-        token_ids = tower.tokenizer(query, verbose=False)["input_ids"]
-        lines = []
-        if (more := len(token_ids) - tower.max_tokens) > 0:
-            lines.append(f"the prompt is too long: its last {more} tokens are not looked at")
-        if set(token_ids) <= set(tower.tokenizer.all_special_ids):  # the unknown token is one of these
-            lines.append("the text tower knows none of these words: the ranking means nothing")
-        return lines
+        return remarks(copy.deepcopy(tower.tokenizer.backend_tokenizer), tower.max_tokens, prompt)
 
 
-# ---------------------------------------------------------------- galleries and their index
-
-
-def folder_gallery(folder):
-    """Return (name, picture files, index path) of a folder, searched recursively; hidden files are left alone."""
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise UserError(f"--gallery {folder} is not a folder")
-    return str(folder), picture_files(root), root / INDEX_NAME
+def index_of(found, marks, rows, about):
+    """Return `about` with the files found so far, {name: row or reason} with their stamps, and their rows."""
+    files = [[name, mark, found[name] if isinstance(found[name], str) else None]
+             for name, mark in marks.items() if name in found]
+    used = [found[name] for name, _, reason in files if reason is None]
+    return replace(about, files=files, embeddings=rows if used == list(range(len(rows))) else rows[used])
 
 
 def split_gallery(config, split=None):
-    """Return (name, picture files, index path) of a split of the data a model was trained on."""
+    """Return the split, its picture files, the stamps of all that decides which these are, and the splits there are.
+
+    An index whose stamps still hold knows the files, so that the captions need not be read again.
+    """
+    for name in [split] if split else ["test", "dev"]:
+        index = read_index(writable(config.data_dir / SPLIT_INDEX_NAME.format(name)))
+        asked_for = split or ("test" if "test" in index.splits else "dev")
+        if index.sources and name == asked_for and all(
+                stamp(Path(path)) == mark for path, mark in index.sources.items()):
+            return name, [config.data_dir / file for file, *_ in index.files], index.sources, index.splits
+    from dataset import SPLIT_FILES, image_path, load_splits
+
     if not config.data_dir.is_dir():
         raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
-    splits = {name: table for name, table in load_splits(config.data_dir, config.split_seed).items() if len(table)}
+    tables = load_splits(config.data_dir, config.split_seed)
+    splits = [name for name, table in tables.items() if len(table)]
     split = split or ("test" if "test" in splits else "dev")
     if split not in splits:
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
-    files = [image_path(config.data_dir, name) for name in splits[split]["image"].unique()]
-    return f"{config.data_dir} ({split} split)", files, config.data_dir / f".clip-index-{split}.safetensors"
+    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
+    decides = {config.data_dir / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
+    decides |= {image_path(config.data_dir, name).parent for table in tables.values() for name in table["image"]}
+    return split, files, {str(path): stamp(path) for path in sorted(decides)}, splits
 
 
-def fingerprint(directory):
-    """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+# ---------------------------------------------------------------- the text tower as a file
 
 
-def read_index(path, model_hash):
-    """Return {file key: (D,) embedding} and {file key: reason}; nothing from an index of another model, or damaged."""
+def encoder_folder(model_hash):
+    """Return where the text tower of a model is kept ready for prompts: in the user's cache, where only he writes."""
+    return user_cache() / f"text-{model_hash[:32]}"
+
+
+def export_text_tower(model, folder):
+    """Write text.onnx (ids and mask -> unit-length embeddings), tokenizer.json and text.json for a `PromptEncoder`.
+
+    Raises whatever torch's exporter raises where it cannot follow an architecture.
+    """
+    import torch
+
+    class TextTower(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids, attention_mask):
+            return self.model.encode_text(input_ids, attention_mask)
+
+    model = copy.deepcopy(model).cpu().eval()
+    model.text_encoder.forward = model.text_encoder.pooled  # sorting by length is for many captions
+    tower, tokenizer = model.text_encoder, model.text_encoder.tokenizer
+    input_ids = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    either = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}  # any number of prompts of any length
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # weights in a file of their own are mapped rather than read, which halves the time of a prompt
+        torch.onnx.export(TextTower(model).eval(), (input_ids, mask), folder / "text.onnx", dynamo=True, verbose=False,
+                          input_names=["input_ids", "attention_mask"], output_names=["embeddings"],
+                          dynamic_shapes=(either, either), external_data=True)
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
+
+
+def keep_encoder(gallery):
+    """Keep the text tower of a gallery's model ready for the next prompt; returns why that is not possible, or None."""
+    folder = encoder_folder(gallery.model_hash)
+    if gallery.encoder or folder.exists() or "model" not in vars(gallery):
+        return None
+    prompts, reason = ["a dog runs through the water", "sunset"], None
     try:
-        with safe_open(path, "pt") as file:
-            saved = json.loads(file.metadata()["index"])
-            if saved["model"] == model_hash:
-                return dict(zip(saved["keys"], file.get_tensor("embeddings"), strict=True)), saved["faults"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        pass  # no index yet, or not one of ours: build it
-    return {}, {}
-
-
-def write_index(path, model_hash, keys, embeddings, faults):
-    """Write keys and their (N, D) embeddings in one rename, so that an interruption leaves the previous index."""
-    about = json.dumps({"model": model_hash, "keys": keys, "faults": faults})
-    write_tensors(path, {"embeddings": embeddings}, {"index": about})
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix="new-"))
+        try:
+            export_text_tower(gallery.model, new)
+            error = np.abs(PromptEncoder(new)(prompts) - gallery.embed_prompts(prompts)).max()
+            if error > 1e-5:
+                raise ValueError(f"it differs by {error:.1e}")
+        except Exception as error:  # the exporter has its own for each thing that it does not know
+            reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            (new / "text.onnx").unlink(missing_ok=True)  # the folder says that it was tried
+        new.rename(folder)
+        for old in sorted(folder.parent.glob("text-*"), key=lambda kept: kept.stat().st_mtime)[:-PROMPT_ENCODERS]:
+            shutil.rmtree(old)
+    except OSError as error:
+        reason = str(error)
+    return reason
 
 
 # ---------------------------------------------------------------- what a person sees
@@ -260,12 +379,15 @@ def main(flags):
     say(f"\n{title}\n{match_table(matches)}")
     if flags.json:
         found = [{"rank": match.rank, "file": str(match.file), "score": match.score} for match in matches]
-        print(json.dumps({"query": wanted, "matches": found}))
-    try:
-        draw_matches(matches, title, flags.output)
-    except OSError as error:
-        raise UserError(f"--output {flags.output} cannot be written: {error}") from None
-    say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
+        print(json.dumps({"query": wanted, "matches": found}), flush=True)
+    if flags.picture:
+        try:
+            draw_matches(matches, title, flags.output)
+        except OSError as error:
+            raise UserError(f"--output {flags.output} cannot be written: {error}") from None
+        say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
+    if flags.query is not None and (reason := keep_encoder(gallery)):
+        say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
 
 
 if __name__ == "__main__":

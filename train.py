@@ -50,7 +50,6 @@ from cache import (
     one_at_first,
     replacing,
     save_last,
-    write_text,
 )
 from data.sample_scenes import write_sample
 from dataset import (
@@ -63,6 +62,7 @@ from dataset import (
     training_loader,
 )
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
+from gallery import write_file
 from models import CLIP
 
 # ---------------------------------------------------------------- data
@@ -307,7 +307,7 @@ def keep(config, model, average, optimizer, scaler, progress):
         with replacing(config.run_dir / "best") as folder:
             average.save_pretrained(folder)
     save_last(config.run_dir, model, average, optimizer, scaler, progress)
-    write_text(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
+    write_file(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
 
 
 def main(config, why):

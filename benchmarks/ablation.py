@@ -24,10 +24,11 @@ import torch.nn.functional as F
 import tyro
 
 from benchmarks import seed_recipe
-from cache import embed_split, write_text
+from cache import embed_split
 from config import PRESETS, one_line_errors, resolve_device
 from dataset import load_splits
 from evaluate import report_of
+from gallery import write_file
 from models import CLIP, clip_loss
 from train import epoch_row, prepare, train_heads_first
 
@@ -146,7 +147,7 @@ def main(flags):
             lines.append(table_row(name, [run(seed) for seed in range(flags.seeds)]))
             print(lines[-1], flush=True)
             if flags.output:  # after every row: a long table survives an interruption
-                write_text(flags.output, "\n".join(lines) + "\n")
+                write_file(flags.output, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

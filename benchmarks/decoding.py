@@ -22,9 +22,10 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, Dataset
 
-from cache import decoded_photos, picture_files
+from cache import decoded_photos
 from config import UserError, one_line_errors
 from dataset import ImageFiles, train_transform
+from gallery import picture_files
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 # A test that would download something fails at once, and finds nothing that somebody downloaded before.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="empty-hub-cache-")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="empty-user-cache-")
 
 import pytest
 import timm

@@ -15,8 +15,6 @@ from cache import (
     embed_split,
     embed_texts,
     frozen_features,
-    picture_files,
-    writable,
 )
 from config import PRESETS, UserError
 from dataset import image_loader, image_path, load_splits, memory_map, pad, read_square, tokenize
@@ -204,11 +202,3 @@ def test_nothing_to_embed_is_an_empty_tensor(model):
     assert embed_images(model, [])[0].shape == (0, model.config.embedding_dim)
     with pytest.raises(UserError, match="can be read"):
         embed_split(model, pd.DataFrame({"image": ["no.jpg"], "caption": ["a dog"]}), "nowhere")
-
-
-def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
-    for name in ("b.JPG", "a/c.png", ".x/d.jpg", ".e.jpg", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert picture_files(tmp_path) == [tmp_path / "a" / "c.png", tmp_path / "b.JPG"]
-    assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"

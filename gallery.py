@@ -1,0 +1,274 @@
+"""Pictures, the index of their embeddings, and the search in it: all that a prompt needs once a gallery is embedded.
+
+    folder ─ picture_files ─> files ─ stamp ─> the Index says which are new or changed, and holds the rows of the others
+    prompt ─ PromptEncoder ─> (D,) embedding ─ search ─> the best rows of the Index and their scores
+
+Imports no torch and nothing that does: to import it takes seconds, and the whole answer to a prompt half of one.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
+# A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
+# result; this bounds the error of a difference of two.
+HALF_ERROR = 2e-3
+
+# ---------------------------------------------------------------- files
+
+
+def picture_files(folder):
+    """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
+    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
+    return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
+                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
+def read_image(path, shrink_to=None):
+    """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
+
+    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
+    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
+    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey) or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if shrink_to:
+                image.draft("RGB", (shrink_to, shrink_to))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                pixels = np.asarray(upright, dtype=np.float32)
+                upright = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
+            elif upright.has_transparency_data:
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright.convert("RGBA"))
+            return np.array(upright.convert("RGB"))  # a copy: Pillow's own bytes are read-only
+    except UnidentifiedImageError:
+        raise OSError(f"{path}: not a picture") from None
+    except Exception as error:  # on damaged bytes the decoders raise nearly anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OSError(f"{path}: {error}") from None
+
+
+def stamp(path):
+    """Return size and time of change of a file as text, or None where there is none: a changed file gets another."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return f"{status.st_size}|{status.st_mtime_ns}"
+
+
+def file_key(file, folder):
+    """Return what identifies a file of a folder and its content: its name and stamp."""
+    return f"{file.relative_to(folder).as_posix()}|{stamp(file) or 'missing'}"
+
+
+def user_cache():
+    """Return the folder for what is kept outside the data: models made ready, indexes of read-only folders."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
+
+
+def writable(path):
+    """Return `path`, or one in the user's cache folder where the folder that would hold it is read-only."""
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
+        return path
+    return user_cache() / hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:24] / path.name
+
+
+def write_file(path, content):
+    """Write bytes or text in one rename, so that an interruption leaves the previous file and no half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the index
+
+
+@dataclass
+class Index:
+    """What is kept of an embedded gallery.
+
+    model: fingerprint of the checkpoint; model_files: the stamps of its files, which spare reading them again.
+    files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
+    embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk.
+    sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
+    """
+
+    model: str = ""
+    model_files: dict = field(default_factory=dict)
+    files: list = field(default_factory=list)
+    embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))
+    sources: dict = field(default_factory=dict)
+    splits: list = field(default_factory=list)
+
+    def about(self):
+        """Return everything but the embeddings, as plain types."""
+        return {key: value for key, value in vars(self).items() if key != "embeddings"}
+
+    def known(self):
+        """Return {(name, stamp): row of the embeddings, or the reason why there is none}."""
+        rows = iter(range(len(self.embeddings)))
+        return {(name, stamp): next(rows) if reason is None else reason for name, stamp, reason in self.files}
+
+
+def read_index(path):
+    """Return the `Index` in a file; an empty one where there is none yet, or a damaged one."""
+    try:
+        with path.open("rb") as file:  # safetensors: length of the header, the header as JSON, the tensors' bytes
+            start = 8 + int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(min(start, path.stat().st_size) - 8))
+            begin, end = tensors["about"]["data_offsets"]
+            file.seek(start + begin)
+            about = json.loads(file.read(end - begin))
+        (begin, _), shape = tensors["embeddings"]["data_offsets"], tuple(tensors["embeddings"]["shape"])
+        # mapped, not read: a million rows are there at once, and several processes share them ("c": never written)
+        rows = np.memmap(path, np.float16, "c", start + begin, shape) if shape[0] else np.empty(shape, np.float16)
+        if len(rows) == sum(reason is None for _, _, reason in about["files"]):
+            return Index(embeddings=rows, **about)
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
+        pass
+    return Index()
+
+
+def write_index(path, index):
+    """Write an `Index` in one rename, so that an interruption leaves the previous one."""
+    from safetensors.numpy import save
+
+    text = np.frombuffer(json.dumps(index.about()).encode(), np.uint8)
+    write_file(path, save({"embeddings": np.ascontiguousarray(index.embeddings), "about": text}))
+
+
+def model_stamps(directory):
+    """Return what tells, without reading them, whether the files of a model directory are still the same.
+
+    Size and time alone may agree by chance or design; the inode and its time cannot be set by a program.
+    """
+    return {path.relative_to(directory).as_posix(): [(status := path.stat()).st_size, status.st_mtime_ns,
+                                                     status.st_ctime_ns, status.st_ino]
+            for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def fingerprint(directory):
+    """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- search
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result: its rank (1 is best), its file, and the cosine similarity from -1 to 1."""
+
+    rank: int
+    file: Path
+    score: float
+
+
+def search(embeddings, queries, top_k):
+    """Return the scores (Q, K) and rows (Q, K) of the best rows for each query, best first; exact. K <= top_k.
+
+    embeddings: (N, D) float16, unit length; queries: (Q, D) float32, unit length. Scores are float32 cosines.
+    """
+    top_k = min(top_k, len(embeddings))
+    if len(embeddings) <= FEW_ROWS:
+        everything = np.arange(len(embeddings))
+        best = [best_of(scores, everything, top_k) for scores in queries @ embeddings.astype(np.float32).T]
+    else:
+        find = half_candidates if len(queries) <= 8 else block_candidates
+        best = [best_of(embeddings[rows].astype(np.float32) @ query, rows, top_k)
+                for query, rows in zip(queries, find(embeddings, queries, top_k), strict=True)]
+    scores, rows = zip(*best, strict=True)
+    return np.stack(scores), np.stack(rows)
+
+
+def best_of(scores, rows, top_k):
+    """Return the scores (K,) and numbers (K,) of the best of some rows; of equal ones the first comes first."""
+    order = np.lexsort((rows, -scores))[:top_k]
+    return scores[order], rows[order]
+
+
+def half_candidates(embeddings, queries, top_k):
+    """Yield for each query the rows that surely hold the best: all that come near enough in half precision."""
+    import torch  # its half-precision product reads half of the bytes that float32 has; numpy's is far slower
+
+    rows = torch.from_numpy(embeddings)
+    for query in torch.from_numpy(queries):
+        scores = rows @ query.half()
+        yield (scores >= scores.topk(top_k).values[-1].float() - HALF_ERROR).nonzero().flatten().numpy()
+
+
+def block_candidates(embeddings, queries, top_k, rows=16_384):
+    """Return the best rows of each block of rows for each of many queries: one matrix product a block."""
+    import torch
+
+    queries, found = torch.from_numpy(queries), []
+    for start in range(0, len(embeddings), rows):
+        block = torch.from_numpy(embeddings[start : start + rows]).float()  # stays in the processor's cache
+        found.append(start + (queries @ block.T).topk(min(top_k, len(block)), dim=1).indices)
+    return torch.cat(found, dim=1).numpy()
+
+
+# ---------------------------------------------------------------- prompts
+
+
+class PromptEncoder:
+    """A text tower with its head as an ONNX file, and its tokenizer: texts -> (Q, D) unit-length float32.
+
+    folder: as written by `inference.export_text_tower`. Gives what `CLIP.encode_text` gives in float32, to 1e-5.
+    """
+
+    def __init__(self, folder):
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        about = json.loads((folder / "text.json").read_text(encoding="utf-8"))
+        self.max_tokens, self.pad_id = about["max_tokens"], about["pad_id"]
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # it costs more than one prompt gains
+        self.session = onnxruntime.InferenceSession(folder / "text.onnx", options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, texts):
+        self.tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer.enable_padding(pad_id=self.pad_id)
+        tokens = self.tokenizer.encode_batch(list(texts))
+        return self.session.run(None, {"input_ids": np.array([text.ids for text in tokens]),
+                                       "attention_mask": np.array([text.attention_mask for text in tokens])})[0]
+
+
+def remarks(tokenizer, max_tokens, prompt):
+    """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    token_ids, lines = tokenizer.encode(prompt).ids, []
+    if (more := len(token_ids) - max_tokens) > 0:
+        lines.append(f"the prompt is too long: its last {more} tokens are not looked at")
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    if set(token_ids) <= special:  # the unknown token is one of these
+        lines.append("the text tower knows none of these words: the ranking means nothing")
+    return lines

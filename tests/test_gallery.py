@@ -1,0 +1,209 @@
+"""gallery.py: search is exact, the index is safe, and a prompt to a known gallery needs no torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from safetensors.torch import load_file
+
+import gallery as gallery_module
+from config import PRESETS, UserError
+from dataset import load_splits
+from gallery import Index, PromptEncoder, picture_files, read_index, search, writable, write_file, write_index
+from inference import Gallery, encoder_folder, export_text_tower, keep_encoder
+from models import CLIP
+
+PROMPTS = ["people sitting near the beach", "a dog", "zebra " * 90, "雪の中の犬", "playing soccer, in the rain!"]
+
+
+def unit_rows(count, width, seed=0):
+    rows = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("few_rows", [50_000, 0])
+@pytest.mark.parametrize("queries", [1, 3, 20])
+def test_search_finds_what_a_full_comparison_in_double_precision_finds(monkeypatch, few_rows, queries):
+    monkeypatch.setattr(gallery_module, "FEW_ROWS", few_rows)
+    rows, asked = unit_rows(40_000, 64).astype(np.float16), unit_rows(queries, 64, seed=1)
+    scores, found = search(rows, asked, 7)
+    exact = asked.astype(np.float64) @ rows.astype(np.float64).T
+    expected = np.sort(exact, axis=1)[:, ::-1][:, :7]
+    assert scores.shape == found.shape == (queries, 7)
+    assert np.abs(scores - expected).max() < 1e-6
+    assert np.abs(np.take_along_axis(exact, found, axis=1) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("few_rows", [50_000, 0])
+def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(monkeypatch, few_rows):
+    """A crowd of rows whose scores differ by less than float16 can show, as in a folder of one burst of photos."""
+    monkeypatch.setattr(gallery_module, "FEW_ROWS", few_rows)
+    query = unit_rows(1, 256)
+    rows = (query + 0.004 * unit_rows(5_000, 256, seed=2)).astype(np.float16)
+    exact = rows.astype(np.float64) @ query[0].astype(np.float64)
+    scores, found = search(rows, query, 9)
+    assert len(np.unique(rows @ query[0].astype(np.float16))) < 10  # what half precision sees
+    assert np.abs(scores[0] - np.sort(exact)[::-1][:9]).max() < 1e-6
+
+
+def test_equal_pictures_keep_their_order_and_few_are_all_returned():
+    rows = np.repeat(unit_rows(1, 8), 4, axis=0).astype(np.float16)
+    scores, found = search(rows, rows[:1].astype(np.float32), 10)
+    assert found.tolist() == [[0, 1, 2, 3]] and scores.shape == (1, 4)
+
+
+# ---------------------------------------------------------------- files and the index
+
+
+def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
+    for name in ("b.JPG", "a/c.png", ".x/d.jpg", ".e.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert picture_files(tmp_path) == [tmp_path / "a" / "c.png", tmp_path / "b.JPG"]
+    assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"
+
+
+def test_an_index_comes_back_as_it_was_and_is_mapped_not_read(tmp_path):
+    files = [["a ☀.jpg", "1|2", None], ["b.jpg", "3|4", "b.jpg: not a picture"], ["c.jpg", None, None]]
+    rows = unit_rows(2, 8).astype(np.float16)
+    index = Index("model", {"config.json": [1, 2, 3, 4]}, files, rows, {"x": "1|1"}, ["dev"])
+    write_index(tmp_path / "index", index)
+    again = read_index(tmp_path / "index")
+    assert again.about() == index.about() and np.array_equal(again.embeddings, index.embeddings)
+    assert isinstance(again.embeddings, np.memmap)
+    assert again.known() == {("a ☀.jpg", "1|2"): 0, ("b.jpg", "3|4"): "b.jpg: not a picture", ("c.jpg", None): 1}
+    assert load_file(tmp_path / "index")["embeddings"].shape == (2, 8)  # the file is plain safetensors
+
+
+def test_an_index_cut_at_any_place_is_no_index(tmp_path):
+    write_index(tmp_path / "whole", Index("model", {}, [["a", "1|1", None]], unit_rows(1, 8).astype(np.float16)))
+    content = (tmp_path / "whole").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "cut").write_bytes(content[:length])
+        assert read_index(tmp_path / "cut").files == []
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    write_file(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_file(tmp_path / "a", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, checkpoint, monkeypatch):
+    folder, parts = tmp_path / "many", []
+    folder.mkdir()
+    source = next((sample_dir / "Images").iterdir())
+    for number in range(600):  # more than the 512 after which an index is saved
+        os.link(source, folder / f"{number:03}.jpg")
+    really = Gallery.embed_files
+
+    def interrupted(self, files, bar=None):
+        parts.append(len(files))
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return really(self, files, bar)
+
+    monkeypatch.setattr(Gallery, "embed_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Gallery(folder, checkpoint, progress=False)
+    gallery = Gallery(folder, checkpoint, progress=False)
+    assert parts == [512, 88, 88] and gallery.embedded == 88 and len(gallery.files) == 600
+
+
+def test_a_split_is_read_again_when_its_captions_or_photos_change(tmp_path, sample_dir, checkpoint):
+    data = tmp_path / "sample"
+    shutil.copytree(sample_dir, data, ignore=shutil.ignore_patterns(".clip*"))
+    model_dir = tmp_path / "model"
+    shutil.copytree(checkpoint, model_dir)
+    saved = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps({**saved, "data_dir": str(data)}))
+    names = list(load_splits(data)["test"]["image"].unique())
+    assert len(Gallery(None, model_dir, progress=False).files) == len(names)
+    assert Gallery(None, model_dir, progress=False).embedded == 0
+    listing = data / "Flickr_8k.testImages.txt"
+    listing.write_text("\n".join(names[:5]) + "\n")
+    assert [file.name for file in Gallery(None, model_dir, progress=False).files] == names[:5]
+    listing.unlink()
+    assert Gallery(None, model_dir, progress=False).name == f"{data} (dev split)"
+    with pytest.raises(UserError, match="has no test photos"):
+        Gallery(None, model_dir, split="test", progress=False)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def test_the_kept_text_tower_gives_what_the_model_gives(tmp_path, checkpoint, tower_flags):
+    pretrained = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, max_tokens=32, **tower_flags))
+    for number, model in enumerate([CLIP.from_pretrained(checkpoint), pretrained.eval()]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        export_text_tower(model, folder)
+        encode, tower = PromptEncoder(folder), model.text_encoder
+        tokens = tower.tokenizer(PROMPTS, padding=True, truncation=True, max_length=tower.max_tokens,
+                                 return_tensors="pt")
+        with torch.inference_mode():
+            expected = model.encode_text(tokens["input_ids"], tokens["attention_mask"]).numpy()
+        assert np.abs(encode(PROMPTS) - expected).max() < 1e-5
+        for prompt, row in zip(PROMPTS, expected, strict=True):
+            assert np.abs(encode([prompt])[0] - row).max() < 1e-5
+
+
+def test_a_prompt_to_a_known_gallery_imports_no_torch_and_is_answered_the_same(workplace):
+    ask = ["--query", "playing soccer", "--json", "--output", "cold.png", "--device", "cpu"]
+    first = run_script("inference.py", *ask, cwd=workplace).stdout
+    lines = ("import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+             "heavy = {'torch', 'transformers', 'timm', 'pandas', 'albumentations'} & set(sys.modules); "
+             "sys.exit(f'imported {heavy}' if heavy else 0)")
+    cold = subprocess.run([sys.executable, "-c", lines, str(ROOT / "inference.py"), *ask], cwd=workplace,
+                          capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert cold.returncode == 0, cold.stderr
+    first, cold = json.loads(first)["matches"], json.loads(cold.stdout)["matches"]
+    assert [match["file"] for match in first] == [match["file"] for match in cold]
+    assert [match["score"] for match in first] == pytest.approx([match["score"] for match in cold], abs=1e-5)
+
+
+def test_remarks_are_the_same_with_and_without_the_kept_text_tower(workplace, checkpoint):
+    without = Gallery(None, checkpoint, progress=False)
+    without.encoder = None
+    kept = Gallery(None, checkpoint, progress=False)
+    assert without.model and keep_encoder(without) is None and kept.encoder
+    for prompt in PROMPTS:
+        assert kept.remarks(prompt) == without.remarks(prompt)
+        assert [match.file for match in kept.search(prompt)] == [match.file for match in without.search(prompt)]
+
+
+def test_a_text_tower_that_cannot_be_kept_is_said_once_and_still_answers(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gallery = Gallery(None, checkpoint, progress=False)
+    before = gallery.search("a dog")
+    assert gallery.model
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("unknown\noperator")))
+    assert keep_encoder(gallery) == "RuntimeError unknown operator"
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    again = Gallery(None, checkpoint, progress=False)
+    assert again.search("a dog") == before and keep_encoder(again) is None and again.encoder is None
+
+
+def test_of_many_models_the_newest_are_kept(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gallery = Gallery(None, checkpoint, progress=False)
+    for number in range(6):
+        old = encoder_folder(str(number))
+        old.mkdir(parents=True)
+        os.utime(old, (number, number))
+    assert gallery.model and keep_encoder(gallery) is None
+    kept = {path.name for path in encoder_folder("x").parent.glob("text-*")}
+    assert kept == {"text-3", "text-4", "text-5", encoder_folder(gallery.model_hash).name}
