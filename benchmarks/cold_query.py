@@ -16,14 +16,14 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
 from config import PRESETS, UserError, one_line_errors
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
