@@ -89,6 +89,11 @@ class Gallery:
                 raise UserError(f"--gallery {folder} is not a folder")
             self.name, files = str(folder), picture_files(self.root)
         self.index_path, self.unsaved = writable(self.root / index_name), None
+        if ranks()[1] > 1:  # they share the embedding, and look at the folder at different moments
+            from cache import from_first
+
+            resolve_device(device)
+            files = from_first(files)
 
         known, model_files = read_index(self.index_path), model_stamps(self.checkpoint)
         self.model_hash = known.model if known.model_files == model_files else fingerprint(self.checkpoint)
@@ -115,7 +120,7 @@ class Gallery:
             elif (name, mark) in rows_known:
                 found[name] = rows_known[name, mark]
         new, rows = [name for name in marks if name not in found], known.embeddings
-        if ranks()[1] > 1:  # the processes look at the folder at different moments
+        if ranks()[1] > 1:
             from cache import from_first
 
             new = from_first(new)

@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 from cache import embed_images, embed_texts
 from config import PRESETS, UserError
 from dataset import CaptionDataset, image_loader, image_path, load_splits, training_loader
+from inference import INDEX_NAME
 from models import CLIP
 
 
@@ -164,3 +165,18 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, sample_dir, calm_to
     process = torchrun(2, command(sample_dir, calm_towers, "--batch-size", 33), tmp_path)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0 and "--batch-size 33 is shared by 2 processes: give a multiple of 2" in errors
+
+
+def test_a_gallery_embedded_by_two_processes_is_searched_as_one(tmp_path, sample_dir, checkpoint):
+    ask = [str(ROOT / "inference.py"), "--query", "a dog", "--gallery", str(sample_dir / "Images"), "--checkpoint",
+           str(checkpoint), "--json", "--no-picture", "--device", "cpu"]
+    index = sample_dir / "Images" / INDEX_NAME
+    index.unlink(missing_ok=True)
+    together, errors = torchrun(2, ask, tmp_path).communicate(timeout=120)
+    assert "128 embedded now" in errors, errors
+    index.unlink()
+    alone = subprocess.run([sys.executable, *ask], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    index.unlink()
+    together, alone = json.loads(together)["matches"], json.loads(alone)["matches"]
+    assert [match["file"] for match in together] == [match["file"] for match in alone]
+    assert [match["score"] for match in together] == pytest.approx([match["score"] for match in alone], abs=1e-2)
