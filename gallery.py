@@ -17,6 +17,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
+LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
 FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
@@ -35,22 +38,29 @@ def picture_files(folder):
 def read_image(path, shrink_to=None):
     """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
 
-    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep that many pixels.
-    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
-    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey) or no picture.
+    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, and a very large picture of another format be
+    reduced, as long as both sides keep that many pixels. Transparency becomes white; 16 or more bits a pixel become 8.
+    Raises the OSError of a file that cannot be opened, and one without `errno` where the content is damaged, truncated
+    (OpenCV would return it half grey), no picture, or of more than 100 million pixels.
     """
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
                 image.draft("RGB", (shrink_to, shrink_to))
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                pixels = np.asarray(upright, dtype=np.float32)
-                upright = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
-            elif upright.has_transparency_data:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            return np.array(upright.convert("RGB"))  # a copy: Pillow's own bytes are read-only
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
+                pixels = np.asarray(image, dtype=np.float32)
+                image = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
+            elif image.has_transparency_data:
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            if shrink_to and image.width * image.height > LARGE and min(image.size) > shrink_to:
+                image = image.reduce(min(image.size) // shrink_to)  # before it is copied into an array
+            return np.array(image)  # a copy: Pillow's own bytes are read-only
     except UnidentifiedImageError:
         raise OSError(f"{path}: not a picture") from None
     except Exception as error:  # on damaged bytes the decoders raise nearly anything

@@ -359,11 +359,8 @@ def main(flags):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)
-    for number, reason in enumerate(gallery.skipped.values()):
-        if number < 5:
-            say(f"skipped: {reason}")
-    if len(gallery.skipped) > 5:
-        say(f"… and {len(gallery.skipped) - 5:,} more")
+    for reason in gallery.skipped.values():
+        say(f"skipped: {reason}")
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"

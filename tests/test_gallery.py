@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script
+from PIL import Image
 from safetensors.torch import load_file
 
 import gallery as gallery_module
 from config import PRESETS, UserError
-from dataset import load_splits
-from gallery import Index, PromptEncoder, picture_files, read_index, search, writable, write_file, write_index
+from dataset import load_splits, read_square
+from gallery import (
+    Index,
+    PromptEncoder,
+    picture_files,
+    read_image,
+    read_index,
+    search,
+    writable,
+    write_file,
+    write_index,
+)
 from inference import Gallery, encoder_folder, export_text_tower, keep_encoder
 from models import CLIP
 
@@ -71,6 +82,28 @@ def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
         (tmp_path / name).touch()
     assert picture_files(tmp_path) == [tmp_path / "a" / "c.png", tmp_path / "b.JPG"]
     assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"
+
+
+def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery_module, "MOST_PIXELS", 50 * 40)
+    Image.new("RGB", (50, 40)).save(tmp_path / "most.png")
+    Image.new("RGB", (51, 40)).save(tmp_path / "bomb.png")
+    assert read_image(tmp_path / "most.png").shape == (40, 50, 3)
+    monkeypatch.setattr(Image.Image, "load", None)  # decoding would fail in another way
+    with pytest.raises(OSError, match="bomb.png: 51 x 40 pixels are more than 2,000"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L"])
+def test_a_very_large_picture_is_reduced_and_looks_the_same(tmp_path, monkeypatch, mode):
+    slope = np.linspace(0, 255, 800).astype(np.uint8)
+    Image.fromarray(np.stack(np.broadcast_arrays(slope, slope[:400, None], np.uint8(90)), axis=2)).convert(mode).save(
+        tmp_path / "large.png")
+    whole = read_square(tmp_path / "large.png", 32)
+    monkeypatch.setattr(gallery_module, "LARGE", 1000)
+    assert read_image(tmp_path / "large.png", shrink_to=64).shape == (67, 134, 3)
+    assert read_image(tmp_path / "large.png").shape == (400, 800, 3)
+    assert np.abs(read_square(tmp_path / "large.png", 32).astype(int) - whole).max() <= 8
 
 
 def test_an_index_comes_back_as_it_was_and_is_mapped_not_read(tmp_path):
