@@ -6,9 +6,13 @@
 Imports no torch and nothing that does: to import it takes seconds, and the whole answer to a prompt half of one.
 """
 
+import copy
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +24,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
+PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
@@ -249,7 +254,7 @@ def block_candidates(embeddings, queries, top_k, rows=16_384):
 class PromptEncoder:
     """A text tower with its head as an ONNX file, and its tokenizer: texts -> (Q, D) unit-length float32.
 
-    folder: as written by `inference.export_text_tower`. Gives what `CLIP.encode_text` gives in float32, to 1e-5.
+    folder: as written by `export_onnx`. Gives what `CLIP.encode_text` gives in float32, to 1e-5.
     """
 
     def __init__(self, folder):
@@ -263,12 +268,15 @@ class PromptEncoder:
         options.add_session_config_entry("session.disable_prepacking", "1")  # it costs more than one prompt gains
         self.session = onnxruntime.InferenceSession(folder / "text.onnx", options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, texts):
+    def tokens(self, texts):
+        """Return token ids (Q, T) and mask (Q, T), int64, of texts; cut where they are too long."""
         self.tokenizer.enable_truncation(self.max_tokens)
         self.tokenizer.enable_padding(pad_id=self.pad_id)
-        tokens = self.tokenizer.encode_batch(list(texts))
-        return self.session.run(None, {"input_ids": np.array([text.ids for text in tokens]),
-                                       "attention_mask": np.array([text.attention_mask for text in tokens])})[0]
+        encoded = self.tokenizer.encode_batch(list(texts))
+        return np.array([text.ids for text in encoded]), np.array([text.attention_mask for text in encoded])
+
+    def __call__(self, texts):
+        return self.session.run(None, dict(zip(("input_ids", "attention_mask"), self.tokens(texts), strict=True)))[0]
 
 
 def remarks(tokenizer, max_tokens, prompt):
@@ -282,3 +290,77 @@ def remarks(tokenizer, max_tokens, prompt):
     if set(token_ids) <= special:  # the unknown token is one of these
         lines.append("the text tower knows none of these words: the ranking means nothing")
     return lines
+
+
+# ---------------------------------------------------------------- towers as files
+
+
+def encoder_folder(model_hash):
+    """Return where the text tower of a model is kept ready for prompts: in the user's cache, where only he writes."""
+    return user_cache() / f"text-{model_hash[:32]}"
+
+
+def export_onnx(model, folder, towers=("text", "image")):
+    """Write towers with their heads as ONNX files, TOWER.onnx and TOWER.onnx.data; with text also its tokenizer.
+
+    text: input_ids (Q, T) and attention_mask (Q, T), int64 -> embeddings (Q, D). image: pixels (B, 3, S, S) uint8, the
+    whole picture squeezed into the square -> embeddings (B, D). Raises whatever torch's exporter raises where it cannot
+    follow an architecture.
+    """
+    import torch
+
+    class Tower(torch.nn.Module):
+        def __init__(self, model, encode):
+            super().__init__()
+            self.model, self.encode = model, getattr(model, encode)
+
+        def forward(self, *inputs):
+            return self.encode(*inputs)
+
+    model, any_number, size = copy.deepcopy(model).cpu().eval(), torch.export.Dim.DYNAMIC, model.config.image_size
+    model.text_encoder.forward = model.text_encoder.pooled  # sorting by length is for many captions
+    token_ids = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 0, 0]])
+    examples = {"text": {"input_ids": token_ids, "attention_mask": (token_ids > 0).long()},
+                "image": {"pixels": torch.zeros(2, 3, size, size, dtype=torch.uint8)}}
+    for tower in towers:
+        inputs = examples[tower]
+        shapes = {axis: any_number for axis in ((0, 1) if tower == "text" else (0,))}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about its own insides
+            # weights in a file of their own are mapped rather than read, which halves the time of a prompt
+            torch.onnx.export(Tower(model, f"encode_{tower}").eval(), tuple(inputs.values()), folder / f"{tower}.onnx",
+                              dynamo=True, verbose=False, external_data=True, input_names=list(inputs),
+                              output_names=["embeddings"], dynamic_shapes=((shapes,) * len(inputs),))
+    if "text" in towers:
+        tower = model.text_encoder
+        tower.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
+
+
+def keep_encoder(model, model_hash):
+    """Keep the text tower of a model ready for the next prompt; returns why that is not possible, or None."""
+    import torch
+
+    folder, prompts, reason = encoder_folder(model_hash), ["a dog runs through the water", "sunset"], None
+    if folder.exists():  # also where it was tried in vain
+        return None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            (new := Path(scratch) / "text").mkdir()
+            try:
+                export_onnx(model, new, ["text"])
+                encode, device = PromptEncoder(new), model.logit_scale.device
+                with torch.inference_mode():
+                    expected = model.encode_text(*(torch.from_numpy(ids).to(device) for ids in encode.tokens(prompts)))
+                if (error := np.abs(encode(prompts) - expected.cpu().numpy()).max()) > 1e-5:
+                    raise ValueError(f"it differs by {error:.1e}")
+            except Exception as error:  # the exporter has its own for each thing that it does not know
+                reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+                (new / "text.onnx").unlink(missing_ok=True)
+            new.rename(folder)
+        for old in sorted(folder.parent.glob("text-*"), key=lambda kept: kept.stat().st_mtime)[:-PROMPT_ENCODERS]:
+            shutil.rmtree(old)
+    except OSError as error:
+        reason = str(error)
+    return reason

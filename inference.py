@@ -23,9 +23,7 @@ import functools
 import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 import textwrap
 import warnings
 from dataclasses import replace
@@ -39,7 +37,9 @@ from gallery import (
     Index,
     Match,
     PromptEncoder,
+    encoder_folder,
     fingerprint,
+    keep_encoder,
     model_stamps,
     picture_files,
     read_image,
@@ -47,16 +47,13 @@ from gallery import (
     remarks,
     search,
     stamp,
-    user_cache,
     writable,
-    write_file,
     write_index,
 )
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 MOST_DRAWN = 50  # pictures in one image of the result
-PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 
@@ -249,70 +246,6 @@ def split_gallery(config, split=None):
     return split, files, {str(path): stamp(path) for path in sorted(decides)}, splits
 
 
-# ---------------------------------------------------------------- the text tower as a file
-
-
-def encoder_folder(model_hash):
-    """Return where the text tower of a model is kept ready for prompts: in the user's cache, where only he writes."""
-    return user_cache() / f"text-{model_hash[:32]}"
-
-
-def export_text_tower(model, folder):
-    """Write text.onnx (ids and mask -> unit-length embeddings), tokenizer.json and text.json for a `PromptEncoder`.
-
-    Raises whatever torch's exporter raises where it cannot follow an architecture.
-    """
-    import torch
-
-    class TextTower(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids, attention_mask):
-            return self.model.encode_text(input_ids, attention_mask)
-
-    model = copy.deepcopy(model).cpu().eval()
-    model.text_encoder.forward = model.text_encoder.pooled  # sorting by length is for many captions
-    tower, tokenizer = model.text_encoder, model.text_encoder.tokenizer
-    input_ids = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 0, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    either = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}  # any number of prompts of any length
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # weights in a file of their own are mapped rather than read, which halves the time of a prompt
-        torch.onnx.export(TextTower(model).eval(), (input_ids, mask), folder / "text.onnx", dynamo=True, verbose=False,
-                          input_names=["input_ids", "attention_mask"], output_names=["embeddings"],
-                          dynamic_shapes=(either, either), external_data=True)
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
-
-
-def keep_encoder(gallery):
-    """Keep the text tower of a gallery's model ready for the next prompt; returns why that is not possible, or None."""
-    folder = encoder_folder(gallery.model_hash)
-    if gallery.encoder or folder.exists() or "model" not in vars(gallery):
-        return None
-    prompts, reason = ["a dog runs through the water", "sunset"], None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(dir=folder.parent, prefix="new-"))
-        try:
-            export_text_tower(gallery.model, new)
-            error = np.abs(PromptEncoder(new)(prompts) - gallery.embed_prompts(prompts)).max()
-            if error > 1e-5:
-                raise ValueError(f"it differs by {error:.1e}")
-        except Exception as error:  # the exporter has its own for each thing that it does not know
-            reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-            (new / "text.onnx").unlink(missing_ok=True)  # the folder says that it was tried
-        new.rename(folder)
-        for old in sorted(folder.parent.glob("text-*"), key=lambda kept: kept.stat().st_mtime)[:-PROMPT_ENCODERS]:
-            shutil.rmtree(old)
-    except OSError as error:
-        reason = str(error)
-    return reason
-
-
 # ---------------------------------------------------------------- what a person sees
 
 
@@ -388,8 +321,9 @@ def main(flags):
         except OSError as error:
             raise UserError(f"--output {flags.output} cannot be written: {error}") from None
         say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
-    if flags.query is not None and (reason := keep_encoder(gallery)):
-        say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
+    if flags.query is not None and not gallery.encoder and "model" in vars(gallery):
+        if reason := keep_encoder(gallery.model, gallery.model_hash):
+            say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
 
 
 if __name__ == "__main__":
