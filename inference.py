@@ -40,6 +40,7 @@ from cache import (
     writable,
     write_tensors,
 )
+from data.shards import dataset_folder
 from dataset import image_loader, image_path, load_splits, read_image
 from models import CLIP
 
@@ -151,14 +152,14 @@ def folder_gallery(folder):
 
 def split_gallery(config, split=None):
     """Return (name, picture files, index path) of a split of the data a model was trained on."""
-    if not config.data_dir.is_dir():
+    if not (folder := dataset_folder(config.data_dir)).is_dir():
         raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
     splits = {name: table for name, table in load_splits(config.data_dir, config.split_seed).items() if len(table)}
     split = split or ("test" if "test" in splits else "dev")
     if split not in splits:
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
     files = [image_path(config.data_dir, name) for name in splits[split]["image"].unique()]
-    return f"{config.data_dir} ({split} split)", files, config.data_dir / f".clip-index-{split}.safetensors"
+    return f"{config.data_dir} ({split} split)", files, folder / f".clip-index-{split}.safetensors"
 
 
 def fingerprint(directory):

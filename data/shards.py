@@ -1,0 +1,373 @@
+"""Photos and captions in tars: for more data than one folder holds. This file knows the format, and nothing else does.
+
+    pip install -e ".[scale]"
+    python data/shards.py data/flickr8k shards --photos 1000       # a dataset folder -> shards/train-00000.tar, …
+    python train.py --data-dir "shards/train-{00000..00005}.tar"   # the quotes keep the shell from expanding it
+
+A shard is a plain tar, as the `webdataset` library and img2dataset write it: `KEY.jpg` (or .png, .webp, …) with the
+bytes of a photo and, next to it, `KEY.txt` with its captions, a line each, in UTF-8. The pattern names the train
+shards; `dev-*.tar` and `test-*.tar` beside them are dev and test.
+
+Training reads shards from front to end (`ShardPairs`). Whatever else asks for a photo, as evaluation, the gallery and
+the features of frozen towers do, uses a path: `shards/dev-00000.tar/000012.jpg` is looked up in the tar's table of
+contents and read from its place there (`contents`).
+"""
+
+import errno
+import functools
+import itertools
+import math
+import posixpath
+import random
+import sys
+import tarfile
+import tempfile
+from collections import Counter
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from config import UserError, one_line_errors, ranks
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+SHUFFLED = 1000  # photos, still compressed, among which a worker draws the next one: some 100 MB
+TOLD = 5  # bad samples that a worker names; it counts all of them
+
+# ---------------------------------------------------------------- the format
+
+
+def is_sharded(data_dir):
+    """Return whether a --data-dir names shards, one or a pattern of them, rather than a dataset folder."""
+    return Path(data_dir).suffix == ".tar" and not Path(data_dir).is_dir()
+
+
+def dataset_folder(data_dir):
+    """Return the folder that a dataset lies in, and where what is kept of it goes: of shards their own folder."""
+    return Path(data_dir).parent if is_sharded(data_dir) else Path(data_dir)
+
+
+def tar_of(path):
+    """Return the tar that a path leads into, or None for a path of an ordinary file."""
+    return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
+
+
+def exists(path):
+    """Return whether a photo is there: as a file, or inside a tar that is there, where its name was found."""
+    return path.is_file() or tar_of(path) is not None
+
+
+def split_of(name):
+    """Return the split that a photo `SHARD/MEMBER` belongs to: the shard's name says dev or test, else it is train."""
+    return next((split for split in ("dev", "test") if name.startswith(f"{split}-")), "train")
+
+
+def library(name):
+    """Return an optional library of the extra `scale`, imported only where shards are used."""
+    try:
+        return __import__(name)
+    except ImportError:
+        raise UserError(f'{name} is not installed, and shards need it: type pip install -e ".[scale]"') from None
+
+
+def shard_files(data_dir):
+    """Return the files that a pattern of train shards names, and the dev and test shards beside them.
+
+    Only files of this machine are taken: `webdataset` itself would run a `pipe:` URL as a command.
+    """
+    folder, pattern = Path(data_dir).parent, Path(data_dir).name
+    try:
+        train = [folder / name for name in library("braceexpand").braceexpand(pattern)]
+    except ValueError as error:
+        raise UserError(f"--data-dir {data_dir}: {error}; a range of shards is train-{{00000..00099}}.tar") from None
+    if missing := [path for path in train if not path.is_file()]:
+        raise UserError(f"there is no shard {missing[0]} (missing: {len(missing):,} of {len(train):,}): mend the range "
+                        f"in --data-dir {data_dir}, or make shards with python data/shards.py FOLDER {folder}")
+    return list(dict.fromkeys([*train, *sorted(folder.glob("dev-*.tar")), *sorted(folder.glob("test-*.tar"))]))
+
+
+class Contents(NamedTuple):
+    """The table of contents of a tar; keys are names up to the first dot, as `webdataset` groups them."""
+
+    photos: dict  # {key: name of the photo's member}
+    captions: dict  # {key: [caption]}
+    places: dict  # {name of a member: (offset, bytes)}
+    fault: str | None  # why there is no more of it
+
+
+def table_of_contents(tar):
+    """Return the `Contents` of a tar; each process reads it once, and again when the file has changed."""
+    status = tar.stat()
+    return read_tar(str(tar), status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def read_tar(path, size, changed):
+    """Read the headers and captions of a tar, of `size` bytes, last changed at `changed`; photos are passed over."""
+    found = Contents({}, {}, {}, None)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                name, key, suffix = parts_of(member.name)
+                if not (key and member.isreg() and member.offset_data + member.size <= size):
+                    continue
+                if suffix == "txt":
+                    lines = tar.extractfile(member).read().decode("utf-8", "replace").splitlines()
+                    found.captions[key] = [" ".join(line.split()) for line in lines if line.strip()]
+                elif suffix in PICTURES:
+                    found.photos.setdefault(key, name)
+                    found.places[name] = member.offset_data, member.size
+            tar.fileobj.seek(tar.offset)
+            whole = tar.fileobj.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE  # how every tar ends
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        return found._replace(fault=f"{path}: {error}")
+    return found if whole else found._replace(fault=f"{path}: damaged or cut off after {len(found.photos):,} photos")
+
+
+def parts_of(member):
+    """Return (name, key, suffix) of a tar's member; the key ends at the first dot and is empty for hidden files."""
+    name = posixpath.normpath(member).lstrip("/")
+    folder, base = posixpath.split(name)
+    stem, _, suffix = base.partition(".")
+    return name, posixpath.join(folder, stem) if stem else "", suffix.lower()
+
+
+def contents(path):
+    """Return the bytes of a file, or of a photo inside a tar; raises OSError where it is not there."""
+    if (tar := tar_of(Path(path))) is None:
+        return Path(path).read_bytes()
+    place = table_of_contents(tar).places.get(path.relative_to(tar).as_posix())
+    if place is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no such photo in the tar", str(path))
+    with tar.open("rb") as file:
+        file.seek(place[0])
+        return file.read(place[1])
+
+
+def shard_captions(data_dir):
+    """Return the (image, caption) rows of all splits; an image is called SHARD/MEMBER, as in train-00000.tar/012.jpg.
+
+    A sample without a photo or without a caption has no row; `shard_faults` names it.
+    """
+    rows = []
+    for tar in tqdm(shard_files(data_dir), "reading captions of shards", leave=False, disable=None):
+        found = table_of_contents(tar)
+        rows += [(f"{tar.name}/{name}", caption) for key, name in found.photos.items()
+                 for caption in found.captions.get(key, ())]
+    if not rows:
+        raise UserError(f"{data_dir} holds no photo with a caption: a shard has KEY.jpg and KEY.txt for each "
+                        "(data/README.md)")
+    return rows
+
+
+def shard_faults(data_dir):
+    """Return what is wrong with shards, under the keys of `dataset.inspect_dataset`."""
+    tars = {tar: table_of_contents(tar) for tar in shard_files(data_dir)}
+    return {
+        "missing": [f"{tar.name}/{key}" for tar, found in tars.items() for key in found.captions.keys() - found.photos],
+        "without captions": [f"{tar.name}/{name}" for tar, found in tars.items()
+                             for key, name in found.photos.items() if not found.captions.get(key)],
+        "unreadable": {tar.name: found.fault for tar, found in tars.items() if found.fault},
+    }
+
+
+# ---------------------------------------------------------------- reading them in training
+
+
+class ShardPairs(IterableDataset):
+    """The pairs of a `dataset.CaptionDataset` whose photos lie in shards, in the order in which these stream by.
+
+    pairs: the CaptionDataset; an item is what it would give for that photo, of bytes that come from the stream.
+    batch_size: pairs of all processes together. epoch_shards: how many shards an epoch shows; 0: all of them.
+
+    The shards are shuffled, then divided over the processes and their workers; each worker reads its own from front to
+    end and draws from the `SHUFFLED` photos that it has read last. Every process makes the same number of steps,
+    whatever its shards hold, for the others would wait for it: one with fewer photos begins again, one with more stops
+    early. Each photo is shown once an epoch where the shards are alike and their number is a multiple of the processes.
+
+    All is drawn from (seed, epoch) and which worker of how many it is. Epoch e shows the shards from (e - 1) * K to
+    e * K of an endless row, all shards in one order after another; so what a checkpoint says of its epoch also says
+    which shards come next, and a resumed run goes on with them. Nothing else need be saved.
+    """
+
+    def __init__(self, pairs, batch_size, epoch_shards=0):
+        self.pairs, self.seed, self.epoch = pairs, pairs.seed, 0
+        self.row_of, self.photos_in = {}, Counter()  # {tar/key: row}, {tar: photos}
+        for row, path in enumerate(pairs.photos.paths):
+            tar = tar_of(path)
+            self.row_of[str(tar / parts_of(path.relative_to(tar).as_posix())[1])] = row
+            self.photos_in[tar] += 1
+        world, self.shown = ranks()[1], epoch_shards or len(self.photos_in)
+        if self.shown < world:
+            raise UserError(f"{self.shown} shards an epoch are too few for {world} processes, which read one each at "
+                            "least: make more and smaller ones (--photos of data/shards.py)")
+        photos = len(pairs) * self.shown // len(self.photos_in)  # of an average epoch: all epochs have as many steps
+        self.batch_size = min(batch_size, photos) // world
+        if not self.batch_size:
+            raise UserError(f"{photos} training photos an epoch are too few for {world} processes")
+        self.steps = photos // world // self.batch_size
+        self.most_workers = self.shown // world
+        # bad samples that each worker has met: in this epoch, and ever. Its own slot, so none waits for another
+        self.skipped = torch.zeros(2, self.most_workers, dtype=torch.long).share_memory_()
+
+    def __len__(self):
+        return self.steps * self.batch_size
+
+    def shards_of_epoch(self):
+        """Return the shards that all processes together show in this epoch, in order."""
+        shards, first = sorted(self.photos_in), (self.epoch - 1) * self.shown
+        chosen = []
+        for place in range(first, first + self.shown):
+            lap, place = divmod(place, len(shards))
+            chosen.append(shards[np.random.default_rng((self.seed, lap)).permutation(len(shards))[place]])
+        return chosen
+
+    def shares(self, workers):
+        """Return a list of (shards, batches) for each worker of this process: batches in proportion to its photos."""
+        mine = list(library("webdataset").split_by_node(self.shards_of_epoch()))
+        shards = [mine[worker::workers] for worker in range(workers)]  # as webdataset.split_by_worker does
+        photos = np.cumsum([sum(self.photos_in[shard] for shard in part) for part in shards])
+        batches = np.diff(np.rint(photos / photos[-1] * self.steps).astype(int), prepend=0)
+        return list(zip(shards, batches.tolist(), strict=True))
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        shards, batches = self.shares(workers)[worker]
+        self.pairs.epoch, self.skipped[0, worker] = self.epoch, 0
+        left = batches * self.batch_size
+        for lap in itertools.count():
+            if not left:
+                return
+            before, rng = left, random.Random(f"{self.seed} {self.epoch} {ranks()[0]} {worker} {lap}")
+            say = functools.partial(self.skip, worker) if lap == 0 else lambda reason: None  # counted once an epoch
+            photos = self.stream(shards, say)
+            for row, photo in library("webdataset").shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(photos):
+                try:
+                    item = self.pairs.item(row, photo)
+                except OSError as error:
+                    say(error)
+                    continue
+                yield item
+                left -= 1
+                if not left:
+                    return
+            if left == before:
+                raise UserError(f"no photo of {', '.join(map(str, shards))} can be read: leave them out of --data-dir")
+
+    def stream(self, shards, say):
+        """Yield (row, bytes of the photo) of the samples in shards; say what is wrong with a shard, if anything."""
+        tars = library("webdataset").tariterators
+        for shard in shards:
+            faults = []
+            noted = {"handler": lambda error, faults=faults: not faults.append(error)}  # True: go on
+            try:
+                file = shard.open("rb")  # not by webdataset, for which a name is a URL, and `pipe:` a command
+            except OSError as error:
+                say(error)
+                continue
+            with file:
+                files = tars.tar_file_expander([{"url": str(shard), "stream": file}], **noted)
+                for sample in tars.group_by_keys(files, **noted):
+                    row = self.row_of.get(str(shard / posixpath.normpath(sample["__key__"]).lstrip("/")))
+                    photo = next((sample[suffix] for suffix in PICTURES if suffix in sample), None)
+                    if row is not None and photo is not None:  # what lacks a half was reported before the run
+                        yield row, photo
+            if faults:
+                say(f"{shard}: {faults[0]}")
+
+    def skip(self, worker, reason):
+        """Count what is wrong with a sample, and name the first few."""
+        self.skipped[:, worker] += 1
+        if self.skipped[1, worker] <= TOLD:
+            print(f"skipped: {reason}", file=sys.stderr, flush=True)
+
+
+def skipped_samples(loader, device):
+    """Return {"skipped": bad samples of this epoch in all processes together}, or {} where no shards are read."""
+    if not isinstance(loader.dataset, ShardPairs):
+        return {}
+    count = loader.dataset.skipped[0].sum().to(device)
+    if ranks()[1] > 1:
+        dist.all_reduce(count)
+    return {"skipped": int(count)}
+
+
+# ---------------------------------------------------------------- making them
+
+
+def write_shards(
+    data_dir: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    photos: int = 1000,
+    seed: int = 0,
+    split_seed: int = 0,
+) -> None:
+    """Write a dataset folder (data/README.md) as shards: train-00000.tar, …, dev-00000.tar, …, test-00000.tar, …
+
+    Args:
+        data_dir: the dataset folder to read; it is left as it is.
+        out: the folder to make; it must not exist yet, and appears when everything is in it.
+        photos: how many a shard holds at most; 100 MB to 1 GB a shard read well.
+        seed: shuffles the train photos, so that each shard is a fair sample of them.
+        split_seed: draws dev and test where the folder has no split lists, as in training.
+    """
+    from dataset import image_path, inspect_dataset, load_splits  # here, because dataset.py reads shards by this file
+
+    if is_sharded(data_dir):
+        raise UserError(f"{data_dir} is sharded already: name a dataset folder")
+    if photos < 1:
+        raise UserError(f"--photos {photos} cannot be: it must be at least 1")
+    if out.exists():
+        raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
+    splits, faults = load_splits(data_dir, split_seed), inspect_dataset(data_dir, split_seed)
+    bad = dict.fromkeys(faults["missing"], "missing") | faults["unreadable"]
+    for name, reason in bad.items():
+        print(f"left out: {name} ({reason})")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folder, made = Path(scratch) / "shards", {}
+        folder.mkdir()
+        for split, table in splits.items():
+            captions = table[~table["image"].isin(bad)].groupby("image", sort=False)["caption"].apply(list)
+            names = list(captions.index)
+            if split == "train":
+                random.Random(seed).shuffle(names)
+            parts = np.array_split(np.arange(len(names)), math.ceil(len(names) / photos)) if names else []
+            made[split] = len(parts)
+            numbered = tqdm(enumerate(parts), f"writing {split} shards", len(parts), leave=False, disable=None)
+            for number, part in numbered:
+                samples = ((f"{place:06}", image_path(data_dir, names[place]), captions[names[place]])
+                           for place in part)
+                write_tar(folder / f"{split}-{number:05}.tar", samples)
+        folder.rename(out)  # in one step, so an interrupted run leaves no half of the shards
+    print(f"{out} is ready: " + ", ".join(f"{count:,} shards of {split}" for split, count in made.items()))
+    if made.get("train"):
+        pattern = f"train-{{00000..{made['train'] - 1:05}}}.tar" if made["train"] > 1 else "train-00000.tar"
+        print(f'next: python train.py --data-dir "{out / pattern}"')
+
+
+def write_tar(path, samples):
+    """Write (key, photo file, captions) samples as a tar; the same samples give the same bytes."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, photo, captions in samples:
+            suffix = photo.suffix.lower().removeprefix(".")
+            suffix = suffix if suffix in PICTURES else "jpg"  # a label: whoever decodes it looks at the bytes
+            text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
+            for name, content in ((f"{key}.{suffix}", photo.read_bytes()), (f"{key}.txt", text.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(write_shards)
