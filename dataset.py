@@ -383,8 +383,8 @@ def training_loader(dataset, batch_size, workers=0, pin_memory=False, epoch_shar
     if len(dataset) < world:
         raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
     if dataset.image_features is None and tar_of(dataset.photos.paths[0]):
-        stream = ShardPairs(dataset, batch_size, epoch_shards)
-        return DataLoader(stream, stream.batch_size, num_workers=min(workers, stream.most_workers), **options)
+        stream = ShardPairs(dataset, batch_size, workers, epoch_shards)
+        return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
     order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
     return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, num_workers=workers, **options)
 

@@ -188,17 +188,17 @@ class ShardPairs(IterableDataset):
     pairs: the CaptionDataset; an item is what it would give for that photo, of bytes that come from the stream.
     batch_size: pairs of all processes together. epoch_shards: how many shards an epoch shows; 0: all of them.
 
-    The shards are shuffled, then divided over the processes and their workers; each worker reads its own from front to
-    end and draws from the `SHUFFLED` photos that it has read last. Every process makes the same number of steps,
-    whatever its shards hold, for the others would wait for it: one with fewer photos begins again, one with more stops
-    early. Each photo is shown once an epoch where the shards are alike and their number is a multiple of the processes.
+    The photos of an epoch, shard after shard in a shuffled order, are cut into equal stretches, one for each process,
+    and these into whole batches for its workers. So all processes make the same number of steps, without which they
+    would wait for each other for ever; no photo is shown twice; and only shards at a cut are read by more than one. A
+    worker reads from front to end and draws from the `SHUFFLED` photos that it has read last.
 
     All is drawn from (seed, epoch) and which worker of how many it is. Epoch e shows the shards from (e - 1) * K to
     e * K of an endless row, all shards in one order after another; so what a checkpoint says of its epoch also says
     which shards come next, and a resumed run goes on with them. Nothing else need be saved.
     """
 
-    def __init__(self, pairs, batch_size, epoch_shards=0):
+    def __init__(self, pairs, batch_size, workers=0, epoch_shards=0):
         self.pairs, self.seed, self.epoch = pairs, pairs.seed, 0
         self.row_of, self.photos_in = {}, Counter()  # {tar/key: row}, {tar: photos}
         for row, path in enumerate(pairs.photos.paths):
@@ -206,17 +206,14 @@ class ShardPairs(IterableDataset):
             self.row_of[str(tar / parts_of(path.relative_to(tar).as_posix())[1])] = row
             self.photos_in[tar] += 1
         world, self.shown = ranks()[1], epoch_shards or len(self.photos_in)
-        if self.shown < world:
-            raise UserError(f"{self.shown} shards an epoch are too few for {world} processes, which read one each at "
-                            "least: make more and smaller ones (--photos of data/shards.py)")
         photos = len(pairs) * self.shown // len(self.photos_in)  # of an average epoch: all epochs have as many steps
         self.batch_size = min(batch_size, photos) // world
         if not self.batch_size:
             raise UserError(f"{photos} training photos an epoch are too few for {world} processes")
         self.steps = photos // world // self.batch_size
-        self.most_workers = self.shown // world
+        self.workers = min(workers, self.steps)
         # bad samples that each worker has met: in this epoch, and ever. Its own slot, so none waits for another
-        self.skipped = torch.zeros(2, self.most_workers, dtype=torch.long).share_memory_()
+        self.skipped = torch.zeros(2, max(1, self.workers), dtype=torch.long).share_memory_()
 
     def __len__(self):
         return self.steps * self.batch_size
@@ -230,27 +227,34 @@ class ShardPairs(IterableDataset):
             chosen.append(shards[np.random.default_rng((self.seed, lap)).permutation(len(shards))[place]])
         return chosen
 
-    def shares(self, workers):
-        """Return a list of (shards, batches) for each worker of this process: batches in proportion to its photos."""
-        mine = list(library("webdataset").split_by_node(self.shards_of_epoch()))
-        shards = [mine[worker::workers] for worker in range(workers)]  # as webdataset.split_by_worker does
-        photos = np.cumsum([sum(self.photos_in[shard] for shard in part) for part in shards])
-        batches = np.diff(np.rint(photos / photos[-1] * self.steps).astype(int), prepend=0)
-        return list(zip(shards, batches.tolist(), strict=True))
+    def stretch(self, worker, workers):
+        """Return [(shard, first, end)]: the photos, counted in each shard, that a worker of this process shows."""
+        shards = self.shards_of_epoch()
+        # the row of photos is a ring that begins anywhere, so each has its turn to be left over from the last batch
+        begin = np.random.default_rng((self.seed, self.epoch)).integers(sum(self.photos_in[shard] for shard in shards))
+        batches = (ranks()[0] * self.steps + share * self.steps // workers for share in (worker, worker + 1))
+        start, end = (int(begin) + number * self.batch_size for number in batches)
+        reads, place = [], 0
+        for shard in itertools.cycle(shards):
+            if place >= end or start == end:
+                return reads
+            if place + self.photos_in[shard] > start:
+                reads.append((shard, max(0, start - place), min(self.photos_in[shard], end - place)))
+            place += self.photos_in[shard]
 
     def __iter__(self):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        shards, batches = self.shares(workers)[worker]
+        reads = self.stretch(worker, workers)
         self.pairs.epoch, self.skipped[0, worker] = self.epoch, 0
-        left = batches * self.batch_size
-        for lap in itertools.count():
-            if not left:
-                return
-            before, rng = left, random.Random(f"{self.seed} {self.epoch} {ranks()[0]} {worker} {lap}")
-            say = functools.partial(self.skip, worker) if lap == 0 else lambda reason: None  # counted once an epoch
-            photos = self.stream(shards, say)
-            for row, photo in library("webdataset").shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)(photos):
+        left = sum(end - first for _, first, end in reads)
+        for lap in itertools.count():  # a second lap makes up for bad samples, which are counted in the first
+            say = (lambda reason: None) if lap else functools.partial(self.skip, worker)
+            rng, before = random.Random(f"{self.seed} {self.epoch} {ranks()[0]} {worker} {lap}"), left
+            shuffled = library("webdataset").shuffle(SHUFFLED, initial=SHUFFLED, rng=rng)
+            for row, photo in shuffled(self.stream(reads, say)):
+                if not left:
+                    return
                 try:
                     item = self.pairs.item(row, photo)
                 except OSError as error:
@@ -258,16 +262,17 @@ class ShardPairs(IterableDataset):
                     continue
                 yield item
                 left -= 1
-                if not left:
-                    return
+            if not left:
+                return
             if left == before:
-                raise UserError(f"no photo of {', '.join(map(str, shards))} can be read: leave them out of --data-dir")
+                named = ", ".join(str(shard) for shard, _, _ in reads)
+                raise UserError(f"no photo of {named} can be read: leave it out of --data-dir")
 
-    def stream(self, shards, say):
-        """Yield (row, bytes of the photo) of the samples in shards; say what is wrong with a shard, if anything."""
+    def stream(self, reads, say):
+        """Yield (row, bytes of the photo) of a `stretch`; say what is wrong with a shard, if anything."""
         tars = library("webdataset").tariterators
-        for shard in shards:
-            faults = []
+        for shard, first, end in reads:
+            place, faults = 0, []
             noted = {"handler": lambda error, faults=faults: not faults.append(error)}  # True: go on
             try:
                 file = shard.open("rb")  # not by webdataset, for which a name is a URL, and `pipe:` a command
@@ -279,8 +284,13 @@ class ShardPairs(IterableDataset):
                 for sample in tars.group_by_keys(files, **noted):
                     row = self.row_of.get(str(shard / posixpath.normpath(sample["__key__"]).lstrip("/")))
                     photo = next((sample[suffix] for suffix in PICTURES if suffix in sample), None)
-                    if row is not None and photo is not None:  # what lacks a half was reported before the run
+                    if row is None or photo is None:
+                        continue  # what lacks a half was reported before the run
+                    if first <= place < end:
                         yield row, photo
+                    place += 1
+                    if place == end < self.photos_in[shard]:
+                        break  # the rest is another worker's
             if faults:
                 say(f"{shard}: {faults[0]}")
 
