@@ -40,7 +40,7 @@ from cache import (
     writable,
     write_tensors,
 )
-from data.shards import dataset_folder
+from data.shards import dataset_folder, exists
 from dataset import image_loader, image_path, load_splits, read_image
 from models import CLIP
 
@@ -232,7 +232,7 @@ def main(flags):
 
     if flags.output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
-    if flags.image is not None and not flags.image.is_file():
+    if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)

@@ -329,7 +329,7 @@ def assert_alike(rows, expected):
 
 def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unpacked, calm, monkeypatch, capsys):
     """By the real command in one process and in two; then evaluation and search by the model that was trained."""
-    calm = {**calm, "heads_first": 30}
+    calm = {**calm, "heads_first": 6}
     train.main(replace(PRESETS["flickr8k"], data_dir=unpacked, run_dir=tmp_path / "runs" / "folder", **calm), "")
     expected = rows_of(tmp_path / "runs" / "folder")
     flags = [word for name, value in calm.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -354,6 +354,9 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
         found = json.loads(printed.out)["matches"]
         assert len(found) == 3 and all(f"{pattern.parent}/test-00000.tar/" in match["file"] for match in found)
     assert (pattern.parent / ".clip-index-test.safetensors").is_file()
+    example = Path(found[0]["file"])
+    inference.main(InferenceConfig(checkpoint=Path("runs/one"), image=example, top_k=1, json=True, workers=0))
+    assert json.loads(capsys.readouterr().out)["matches"][0]["file"] == str(example)
 
 
 def test_a_run_goes_on_with_the_next_shards(tmp_path, pattern, calm, monkeypatch):
