@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save, save_file
 from tqdm import tqdm
 
 from config import UserError, ranks
+from data.tars import dataset_folder
 from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
 from gallery import file_key, writable, write_file
 
@@ -158,9 +159,9 @@ def decoded_photos(table, data_dir, size, split):
     names, sizes and times; older ones of the split are deleted. Returns None, and says so, where the disk is full.
     """
     paths = [image_path(data_dir, name) for name in table["image"].unique()]
-    about = [FORMAT, version("pillow"), cv2.__version__, *(file_key(path, Path(data_dir)) for path in paths)]
+    about = [FORMAT, version("pillow"), cv2.__version__, *(file_key(path, dataset_folder(data_dir)) for path in paths)]
     digest, name = hashlib.sha256(json.dumps(about).encode()), f"{split}-{size}px"
-    path = writable(Path(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.rgb")
+    path = writable(dataset_folder(data_dir) / CACHE_FOLDER / f"{name}-{digest.hexdigest()[:32]}.rgb")
     with one_at_first():
         return path if path.is_file() else decode_into(path, name, paths, size)
 
@@ -199,7 +200,7 @@ def frozen_features(model, table, data_dir, towers, batch_size=128, workers=0, v
     if towers in ("image", "both"):
         paths = [image_path(data_dir, name) for name in table["image"].unique()]
         crops = [config.crop_scale, config.flip, config.seed] if views > 1 else []
-        about = [config.image_size, views, *crops, *(file_key(path, Path(data_dir)) for path in paths)]
+        about = [config.image_size, views, *crops, *(file_key(path, dataset_folder(data_dir)) for path in paths)]
         images = kept(data_dir, model, model.image_encoder, about,
                       lambda: image_features(model, paths, batch_size, workers, views))
     if towers in ("text", "both"):
@@ -232,7 +233,7 @@ def kept(data_dir, model, tower, about, make):
         [FORMAT, versions, str(model.compute_dtype()), repr(backbone), str(settings), about]).encode())
     for name, tensor in chain(tower.named_parameters(), tower.named_buffers()):
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    path = writable(Path(data_dir) / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
+    path = writable(dataset_folder(data_dir) / CACHE_FOLDER / f"{digest.hexdigest()[:32]}.safetensors")
     features = None
     try:
         with safe_open(path, "pt") as file:

@@ -49,7 +49,7 @@ class Config:
     preset: tyro.conf.Suppress[str] = "flickr8k"
 
     # data
-    data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt (data/README.md)
+    data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt, or shards of it: data/README.md
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
     crop_scale: float = 0.6  # smallest share of a photo's area that a training crop keeps; 1: no crops
     flip: bool = True  # mirror half of the training photos; off where captions say left and right
@@ -81,6 +81,7 @@ class Config:
     # optimisation
     heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
+    epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
     micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, two forward passes; 0: all
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
@@ -108,7 +109,7 @@ class Config:
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)
-        refuse(self, "workers weight_decay seed split_seed heads_first micro_batch", "at least 0",
+        refuse(self, "workers weight_decay seed split_seed heads_first micro_batch epoch_shards", "at least 0",
                lambda v: 0 <= v < 2**32)
         refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
         for tower in ("image", "text"):
@@ -208,7 +209,7 @@ class InferenceConfig:
 
     query: str | None = None  # what to look for, in words
     image: Path | None = None  # what to look for, by example
-    gallery: Path | None = None  # folder of pictures; None: a split of the data the model was trained on
+    gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return

@@ -32,6 +32,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from config import UserError, ranks
+from data.shards import ShardPairs
+from data.tars import contents, exists, is_sharded, shard_captions, shard_faults, split_of, tar_of
 from gallery import read_image
 
 CORES = os.cpu_count() or 1
@@ -47,8 +49,10 @@ def read_captions(data_dir):
     Reads Kaggle's `captions.txt` (CSV with the header `image,caption`) or else the original `Flickr8k.token.txt`
     (`name#0<TAB>caption`), both UTF-8. Every caption is text: "None" and "NA" too, and commas need no quotes.
     Raises UserError with file and line for a row that cannot be used; rows with an empty caption are left out.
+    Here and below, `data_dir` may also be a pattern of shards, "shards/train-{00000..00099}.tar" (data/shards.py).
     """
-    data_dir = Path(data_dir)
+    if is_sharded(data_dir := Path(data_dir)):
+        return pd.DataFrame(shard_captions(data_dir), columns=["image", "caption"])
     if not data_dir.is_dir():
         makers = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "python data/sample_scenes.py"}
         hint = f"type {makers[data_dir.as_posix()]}, or" if data_dir.as_posix() in makers else "data/README.md helps;"
@@ -115,10 +119,12 @@ def split_images(data_dir, images, split_seed=0):
     """Divide image names into splits: a dict of lists with the keys train, dev, test (those that exist).
 
     Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any; an image in none of them is in
-    no split. Without lists, a tenth of the images is dev, a tenth test and the rest train. The draw is *by image*:
-    were it by caption, a photo's other captions would leak into training. Images are ordered by a hash of their name:
-    the order of the file does not matter, but adding or removing photos moves a few of the others at the borders.
+    no split. Without lists, a tenth is dev and a tenth test, drawn *by image*: were it by caption, a photo's other
+    captions would leak into training. Images are ordered by a hash of their name: the order of the file does not
+    matter, but adding or removing photos moves a few of the others at the borders.
     """
+    if is_sharded(data_dir):
+        return {split: [name for name in images if split_of(name) == split] for split in SPLIT_FILES}
     if has_split_lists(data_dir):
         lists = {split: path for split, name in SPLIT_FILES.items() if (path := Path(data_dir) / name).is_file()}
         return {split: list(filter(None, map(str.strip, read_text(path)))) for split, path in lists.items()}
@@ -129,7 +135,7 @@ def split_images(data_dir, images, split_seed=0):
 
 def has_split_lists(data_dir):
     """Return whether a dataset folder says itself which photos are in which split."""
-    return any((Path(data_dir) / name).is_file() for name in SPLIT_FILES.values())
+    return is_sharded(data_dir) or any((Path(data_dir) / name).is_file() for name in SPLIT_FILES.values())
 
 
 def load_splits(data_dir, split_seed=0):
@@ -138,7 +144,7 @@ def load_splits(data_dir, split_seed=0):
     A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
     """
     table = read_captions(data_dir)
-    there = [name for name in table["image"].unique() if image_path(data_dir, name).is_file()]
+    there = [name for name in table["image"].unique() if exists(image_path(data_dir, name))]
     names = {split: set(images) for split, images in split_images(data_dir, there, split_seed).items()}
     names["train"] = names.get("train", set()) - names.get("dev", set()) - names.get("test", set())
     return {split: table[table["image"].isin(images)].reset_index(drop=True) for split, images in names.items()}
@@ -149,62 +155,56 @@ def split_table(data_dir, split, split_seed=0):
     splits = load_splits(data_dir, split_seed)
     if splits.get(split) is None or splits[split].empty:
         there = " or ".join(f"--split {name}" for name, table in splits.items() if not table.empty)
-        why = f"no name in {SPLIT_FILES[split]} has captions" if split in splits else f"no {SPLIT_FILES[split]}"
-        raise UserError(f"{data_dir} has no {split} photos ({why}): type {there or 'another --data-dir'}")
+        names = f"{split}-*.tar beside it" if is_sharded(data_dir) else SPLIT_FILES[split]
+        raise UserError(f"{data_dir} has no {split} photos (none in {names}): type {there or 'another --data-dir'}")
     return splits[split]
 
 
 def image_path(data_dir, name):
     """Return where the photo `name` of a dataset folder lies."""
-    return Path(data_dir) / "Images" / name
+    return Path(data_dir).parent / name if is_sharded(data_dir) else Path(data_dir) / "Images" / name
 
 
-def inspect_dataset(data_dir, split_seed=0):
+def inspect_dataset(data_dir, split_seed=0, train_photos=True):
     """Look at every list and every photo once, before training. Returns a dictionary of what is not as it should be:
 
     "missing": [name], "unreadable": {name: reason}, "duplicates": [[name, name, …]] (equal byte for byte),
     "in two splits": [name], "in no split": [name], "without captions": [name] (listed, but in no row).
-    Photos are decoded at an eighth of their size (a fraction of the cost, the same errors) on all cores.
+    Photos, unless `train_photos` is off those of train too, are decoded on all cores at an eighth of their size.
     """
     names = set(read_captions(data_dir)["image"])
-    there = {name for name in names if image_path(data_dir, name).is_file()}
-    listed = [name for images in split_images(data_dir, there, split_seed).values() for name in set(images)]
+    there = {name for name in names if exists(image_path(data_dir, name))}
+    splits = {split: set(images) for split, images in split_images(data_dir, there, split_seed).items()}
+    listed, same = [name for images in splits.values() for name in images], defaultdict(list)
     report = {
-        "missing": sorted(names - there), "unreadable": {}, "duplicates": [],
+        "missing": sorted(names - there), "unreadable": {},
         "in two splits": sorted(name for name, count in Counter(listed).items() if count > 1),
         "in no split": sorted(there - set(listed)),
-        "without captions": sorted(set(listed) - names),
+        "without captions": sorted(set(listed) - names), **(shard_faults(data_dir) if is_sharded(data_dir) else {}),
     }
 
     def look(name):
         path = image_path(data_dir, name)
         try:
-            read_image(path, shrink_to=32)
-            return name, None, hashlib.sha256(path.read_bytes()).digest()
+            read_image(path, 32, content := contents(path))
+            same[hashlib.sha256(content).digest()].append(name)
         except OSError as error:
-            return name, error, None
+            report["unreadable"][name] = str(error)
 
-    images, same = sorted(there & set(listed)), defaultdict(list)
+    images = there & set(listed) - (set() if train_photos else splits.get("train", set()))
     with ThreadPoolExecutor(CORES) as pool:
-        looks = tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=None)
-        for name, fault, digest in looks:
-            if fault:
-                report["unreadable"][name] = str(fault)
-            else:
-                same[digest].append(name)
-    report["duplicates"] = [copies for copies in same.values() if len(copies) > 1]
-    return report
+        list(tqdm(pool.map(look, images), "checking photos", len(images), leave=False, disable=None))
+    report["unreadable"] = dict(sorted(report["unreadable"].items()))
+    return {**report, "duplicates": sorted(sorted(copies) for copies in same.values() if len(copies) > 1)}
 
 
 # ---------------------------------------------------------------- pixels
 
 
-def read_square(path, size):
-    """Decode a picture file and squeeze the whole of it into a square: (S, S, 3) uint8. Raises as `read_image` does.
-
-    A centre crop would cut away things that the captions speak of.
-    """
-    image = read_image(path, shrink_to=2 * size)  # enough to resize well, and large photos decode faster
+def read_square(path, size, content=None):
+    """Decode a picture file as `read_image` does, squeezed into a square: (S, S, 3) uint8."""
+    # the whole of it: a centre crop would cut away things that the captions speak of
+    image = read_image(path, 2 * size, content)  # enough to resize well, and large photos decode faster
     shrinks = size < max(image.shape[:2])
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
@@ -216,10 +216,8 @@ def memory_map(path, size):
 
 
 def train_transform(size, crop_scale=1.0, flip=False):
-    """Return the albumentations pipeline for training: (S, S, 3) uint8 -> (S, S, 3) uint8, cropped and mirrored.
-
-    A crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture.
-    """
+    """Return the albumentations pipeline for training: (S, S, 3) uint8 -> (S, S, 3) uint8, cropped and mirrored."""
+    # a crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture
     crop = A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1))
     return A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
 
@@ -236,11 +234,9 @@ def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
         return tokenizer
 
-    # The trainer numbers the pieces "##x" in an order that differs from process to process, and breaks ties by it.
-    # Named beforehand, as special tokens, they have the same numbers in every run; a second tokenizer then takes over
-    # the vocabulary without treating them as special.
-    letters = set(normalizer.normalize_str("".join(captions)))
-    pieces = sorted(f"##{letter}" for letter in letters if not letter.isspace())
+    # The trainer numbers the pieces "##x" in an order of chance, and breaks ties by it. Named beforehand, as special
+    # tokens, they always have the same numbers; a second tokenizer takes them over without treating them as special.
+    pieces = sorted(f"##{letter}" for letter in set(normalizer.normalize_str("".join(captions))) if letter.strip())
     trained = wordpiece({})
     trained.train_from_iterator(captions, trainers.WordPieceTrainer(
         vocab_size=vocabulary_size, special_tokens=special + pieces, show_progress=False))
@@ -271,8 +267,7 @@ class ImageFiles(Dataset):
     """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
     def __init__(self, paths, size, decoded=None, transform=None, seed=()):
-        self.paths, self.size, self.decoded = list(paths), size, decoded
-        self.transform, self.seed = transform, seed
+        self.paths, self.size, self.decoded, self.transform, self.seed = list(paths), size, decoded, transform, seed
         if decoded:
             memory_map(decoded, size)  # opened before workers are forked, it stays open if the file is deleted
 
@@ -285,10 +280,10 @@ class ImageFiles(Dataset):
         except OSError as error:
             return index, None, error
 
-    def pixels(self, index, seed):
-        """Return one of the pictures as (S, S, 3) uint8: from its file, or a row of the file of decoded ones."""
+    def pixels(self, index, seed, content=None):
+        """Return one of the pictures as (S, S, 3) uint8: from its file or bytes, or a row of the decoded ones."""
         decoded = self.decoded and np.array(memory_map(self.decoded, self.size)[index])
-        pixels = read_square(self.paths[index], self.size) if decoded is None else decoded
+        pixels = read_square(self.paths[index], self.size, content) if decoded is None else decoded
         if self.transform:
             self.transform.set_random_seed(seed)
             pixels = self.transform(image=pixels)["image"]
@@ -324,21 +319,23 @@ class CaptionDataset(Dataset):
     def __len__(self):
         return len(self.photos)
 
-    def __getitem__(self, index):
+    def item(self, index, content=None):
+        """Return the pair of a photo, whose bytes may be given: pixels (S, S, 3) and token ids, or cached features."""
         rng = np.random.default_rng((self.seed, self.epoch, index))
         row = self.rows[index][rng.integers(len(self.rows[index]))]
         text = self.token_ids[row] if self.text_features is None else self.text_features[row]
         if self.image_features is not None:
             return self.image_features[index, rng.integers(self.image_features.shape[1])], text
-        return self.photos.pixels(index, int(rng.integers(2**32))), text
+        return self.photos.pixels(index, int(rng.integers(2**32)), content), text
+
+    __getitem__ = item
 
     def collate(self, items):
         """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
         images, texts = zip(*items, strict=True)
         images = torch.stack(images)
         if self.image_features is None:
-            # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
-            images = images.permute(0, 3, 1, 2)
+            images = images.permute(0, 3, 1, 2)  # moves no byte: this memory order is torch's channels_last
         return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
 
 
@@ -349,18 +346,22 @@ def image_loader(paths, size, batch_size, workers=0, **options):
                       num_workers=min(workers, CORES), collate_fn=ImageFiles.collate)
 
 
-def training_loader(dataset, batch_size, workers=0, pin_memory=False):
+def training_loader(dataset, batch_size, workers=0, pin_memory=False, epoch_shards=0):
     """Return a shuffling loader over a CaptionDataset; `start_epoch` must be called before each pass.
 
-    `batch_size` counts the pairs of all processes together: each loads its share of the same batches. The last,
-    smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
+    `batch_size` counts the pairs of all processes together: each loads its share. The last, smaller batch is dropped:
+    its loss is on another scale, since fewer negatives make it easier. Photos in shards are streamed (`ShardPairs`,
+    `epoch_shards` an epoch), unless their features are cached.
     """
-    rank, world = ranks()
+    (rank, world), workers = ranks(), min(workers, CORES)
+    options = {"drop_last": True, "collate_fn": dataset.collate, "pin_memory": pin_memory}
     if len(dataset) < world:
         raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
+    if dataset.image_features is None and tar_of(dataset.photos.paths[0]):
+        stream = ShardPairs(dataset, batch_size, workers, epoch_shards)
+        return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
     order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
-    return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, drop_last=True,
-                      collate_fn=dataset.collate, num_workers=min(workers, CORES), pin_memory=pin_memory)
+    return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, num_workers=workers, **options)
 
 
 def start_epoch(loader, epoch):
@@ -369,5 +370,6 @@ def start_epoch(loader, epoch):
     Seeding at every epoch makes 1 + 2 epochs equal to 3, so a resumed run needs no saved generator states.
     """
     loader.dataset.epoch = epoch
-    loader.sampler.set_epoch(epoch)
+    if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
+        loader.sampler.set_epoch(epoch)
     torch.manual_seed(loader.dataset.seed + 1_000_003 * epoch + ranks()[0])  # dropout differs between processes

@@ -14,10 +14,13 @@ import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.tars import contents, tar_of
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
@@ -40,16 +43,19 @@ def picture_files(folder):
                   and not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
-def read_image(path, shrink_to=None):
+def read_image(path, shrink_to=None, content=None):
     """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
 
-    `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, and a very large picture of another format be
-    reduced, as long as both sides keep that many pixels. Transparency becomes white; 16 or more bits a pixel become 8.
-    Raises the OSError of a file that cannot be opened, and one without `errno` where the content is damaged, truncated
-    (OpenCV would return it half grey), no picture, or of more than 100 million pixels.
+    `content` is the file's bytes, where they are known. `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its
+    size, and a very large picture of another format be reduced, as long as both sides keep that many pixels.
+    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
+    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey), no picture, or
+    of more than 100 million pixels.
     """
     try:
-        with Image.open(path) as image:
+        if content is None and tar_of(path):
+            content = contents(path)
+        with Image.open(path if content is None else BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
@@ -75,9 +81,9 @@ def read_image(path, shrink_to=None):
 
 
 def stamp(path):
-    """Return size and time of change of a file as text, or None where there is none: a changed file gets another."""
+    """Return size and time of change of a file, or of the tar it lies in, as text; None where there is no such file."""
     try:
-        status = path.stat()
+        status = (tar_of(path) or path).stat()
     except OSError:
         return None
     return f"{status.st_size}|{status.st_mtime_ns}"

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.tars import dataset_folder, exists, is_sharded, tar_pictures
 from gallery import (
     IMAGE_SUFFIXES,
     Index,
@@ -61,7 +62,8 @@ MOST_DRAWN = 50  # pictures in one image of the result
 class Gallery:
     """A folder of pictures, or a split of the data the model was trained on, embedded and ready to be searched.
 
-    folder: searched recursively; None takes `split` of the model's own dataset (test, or dev where there is no test).
+    folder: searched recursively, or a pattern of tars; None takes `split` of the model's own dataset (test, or dev
+        where there is no test).
     checkpoint: a model directory; None takes best/ of the newest run.
     progress: show a progress bar on standard error while pictures are embedded.
 
@@ -77,14 +79,17 @@ class Gallery:
         self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
         self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
         if folder is None:
-            self.root = self.config.data_dir
+            self.root = dataset_folder(self.config.data_dir)
             split, files, sources, splits = split_gallery(self.config, split)
-            self.name, index_name = f"{self.root} ({split} split)", SPLIT_INDEX_NAME.format(split)
+            self.name, index_name = f"{self.config.data_dir} ({split} split)", SPLIT_INDEX_NAME.format(split)
         else:
-            self.root, sources, splits, index_name = Path(folder).expanduser(), {}, [], INDEX_NAME
+            self.name, sources, splits = str(folder), {}, []
+            folder = Path(folder).expanduser()
+            self.root, tars = dataset_folder(folder), is_sharded(folder)
             if not self.root.is_dir():
-                raise UserError(f"--gallery {folder} is not a folder")
-            self.name, files = str(folder), picture_files(self.root)
+                raise UserError(f"--gallery {self.name} is not a folder")
+            files = tar_pictures(folder) if tars else picture_files(folder)
+            index_name = SPLIT_INDEX_NAME.format(folder.name) if tars else INDEX_NAME
         self.index_path, self.unsaved = writable(self.root / index_name), None
         if ranks()[1] > 1:  # they share the embedding, and look at the folder at different moments
             from cache import from_first
@@ -225,15 +230,16 @@ def split_gallery(config, split=None):
 
     An index whose stamps still hold knows the files, so that the captions need not be read again.
     """
+    folder = dataset_folder(config.data_dir)
     for name in [split] if split else ["test", "dev"]:
-        index = read_index(writable(config.data_dir / SPLIT_INDEX_NAME.format(name)))
+        index = read_index(writable(folder / SPLIT_INDEX_NAME.format(name))) if folder.is_dir() else Index()
         asked_for = split or ("test" if "test" in index.splits else "dev")
         if index.sources and name == asked_for and all(
                 stamp(Path(path)) == mark for path, mark in index.sources.items()):
-            return name, [config.data_dir / file for file, *_ in index.files], index.sources, index.splits
+            return name, [folder / file for file, *_ in index.files], index.sources, index.splits
     from dataset import SPLIT_FILES, image_path, load_splits
 
-    if not config.data_dir.is_dir():
+    if not folder.is_dir():
         raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
     tables = load_splits(config.data_dir, config.split_seed)
     splits = [name for name, table in tables.items() if len(table)]
@@ -241,9 +247,12 @@ def split_gallery(config, split=None):
     if split not in splits:
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
     files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
-    decides = {config.data_dir / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
-    decides |= {image_path(config.data_dir, name).parent for table in tables.values() for name in table["image"]}
-    return split, files, {str(path): stamp(path) for path in sorted(decides)}, splits
+    decides = {folder / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
+    decides |= {path.parent for table in tables.values()
+                for path in map(functools.partial(image_path, folder), table["image"])}
+    # new shards appear in a folder that also changes when an index is written there: their captions are always read
+    sources = {} if is_sharded(config.data_dir) else {str(path): stamp(path) for path in sorted(decides)}
+    return split, files, sources, splits
 
 
 # ---------------------------------------------------------------- what a person sees
@@ -288,7 +297,7 @@ def main(flags):
 
     if flags.output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
-    if flags.image is not None and not flags.image.is_file():
+    if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)

@@ -52,15 +52,8 @@ from cache import (
     save_last,
 )
 from data.sample_scenes import write_sample
-from dataset import (
-    SPLIT_FILES,
-    CaptionDataset,
-    inspect_dataset,
-    load_splits,
-    start_epoch,
-    train_transform,
-    training_loader,
-)
+from data.shards import is_sharded, skipped_samples
+from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
 from gallery import write_file
 from models import CLIP
@@ -74,7 +67,10 @@ def load_data(config):
         if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
             write_sample(config.data_dir)
     splits = load_splits(config.data_dir, config.split_seed)
-    faults = from_first(inspect_dataset(config.data_dir, config.split_seed) if ranks()[0] == 0 else None)
+    # a stream of shards skips bad photos as it meets them, but features need sound ones: of a tower that waits or stays
+    waits = config.freeze in ("image", "both") or config.heads_first > 0 and config.is_pretrained("text")
+    look = config.data_dir, config.split_seed, waits or not is_sharded(config.data_dir)
+    faults = from_first(inspect_dataset(*look) if ranks()[0] == 0 else None)
     unusable = {*faults["missing"], *faults["unreadable"]}
     splits = {split: table[~table["image"].isin(unusable)].reset_index(drop=True) for split, table in splits.items()}
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
@@ -95,9 +91,10 @@ def load_data(config):
             lines.append(f"  {what}: {len(items):,} ({', '.join(items[:5])}{more})")
     for split, least in (("train", 2), ("dev", 1)):
         if split not in splits or splits[split]["image"].nunique() < least:
-            raise UserError(
-                f"{config.data_dir} needs at least {least} usable photos in {split}: list some in {SPLIT_FILES[split]} "
-                f"or, without lists, add photos, or try --split-seed N. {'; '.join(map(str.strip, lines))}")
+            hint = (f"list some in Flickr_8k.{split}Images.txt or, without lists, add photos, or try --split-seed N"
+                    if not is_sharded(config.data_dir) else f"put some into {split}-00000.tar beside it")
+            raise UserError(f"{config.data_dir} needs at least {least} usable photos in {split}: {hint}. "
+                            + "; ".join(map(str.strip, lines)))
     if (count := splits["dev"]["image"].nunique()) < 20:
         lines.append(f"  dev has only {count} of them: its recall means little, and picks the best epoch by chance")
     return splits, lines
@@ -146,7 +143,7 @@ def update_average(average, model, share):
 def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint):
     """Show every photo once, but for a last, smaller batch, and let `average` follow the weights.
 
-    Returns {"train_loss" (mean), "first_loss" (of its first step), "lr_heads" (of its last), "samples_per_second"}.
+    Returns {"train_loss" (mean), "first_loss", "lr_heads" (at the end), "samples_per_second"}, of shards "skipped" too.
     """
     device, autocast, (loader, optimizer, forward, _) = model.logit_scale.device, model.autocast(), stage
     rank, world = ranks()
@@ -192,6 +189,7 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
     return {
         "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
         "samples_per_second": round(len(losses) * world * loader.batch_size / (time.perf_counter() - start), 1),
+        **skipped_samples(loader, device),
     }
 
 
@@ -243,7 +241,8 @@ def epoch_line(row, epochs):
         f"{arrow} " + "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
         for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")))
     loss, seconds = f"loss {row['train_loss']:.3f}", f"{row['seconds']:.1f} s"
-    return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {seconds}"
+    skipped = f"  {row['skipped']:,} bad samples skipped" if row.get("skipped") else ""
+    return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {seconds}{skipped}"
 
 
 # ---------------------------------------------------------------- the run
@@ -260,12 +259,13 @@ def prepare(model, splits, config, towers):
     cached = frozen_features(model.eval(), table, data, frozen, 64, config.workers, config.cached_views)
     dev_cached = frozen_features(model, splits["dev"], data, frozen, 64, config.workers)
     if config.cache and cached.images is None:
-        cached = cached._replace(decoded=decoded_photos(table, data, size, "train"))
+        if not is_sharded(data):  # these are streamed
+            cached = cached._replace(decoded=decoded_photos(table, data, size, "train"))
         dev_cached = dev_cached._replace(decoded=decoded_photos(splits["dev"], data, size, "dev"))
     transform = train_transform(size, config.crop_scale, config.flip)
     pairs = CaptionDataset(table, data, tower.tokenizer, transform, size, tower.max_tokens, config.seed, cached)
     workers = config.workers if cached.images is None else 0  # rows of a tensor need no processes to fetch them
-    loader = training_loader(pairs, config.batch_size, workers, pin_memory=model.logit_scale.device.type == "cuda")
+    loader = training_loader(pairs, config.batch_size, workers, model.logit_scale.is_cuda, config.epoch_shards)
     forward = DistributedDataParallel(model) if ranks()[1] > 1 else model
     return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), forward, dev_cached
 
@@ -355,7 +355,7 @@ def main(config, why):
           f"{config.epochs} epochs of {len(loader)} steps of {world * loader.batch_size} pairs, into {config.run_dir}"
           + f", in {world} processes" * (world > 1))
     if (pairs := world * loader.batch_size) < config.batch_size:
-        print(f"--batch-size {config.batch_size} is more than the {len(loader.dataset)} training photos: using {pairs}")
+        print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {pairs}")
     for epoch in range(progress["epoch"] + (heads is None), config.epochs + 1):
         last_checkpoint = config.run_dir / "last" if progress["history"] else "none yet"
         row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint)

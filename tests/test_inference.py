@@ -137,10 +137,10 @@ def test_a_passing_fault_is_not_remembered(folder, checkpoint, monkeypatch):
     """chmod changes neither size nor time of a file, so a fault that the system reports must be tried again."""
     really = dataset.read_image
 
-    def forbidden(path, shrink_to=None):
+    def forbidden(path, *options):
         if path.name == "0.jpg":
             raise PermissionError(13, "Permission denied", str(path))
-        return really(path, shrink_to)
+        return really(path, *options)
 
     monkeypatch.setattr(dataset, "read_image", forbidden)
     assert [file.name for file in open_gallery(folder, checkpoint).skipped] == ["0.jpg"]
