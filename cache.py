@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save, save_file
 from tqdm import tqdm
 
 from config import UserError, ranks
+from data.files import file_key, writable, write_file
 from data.tars import dataset_folder
 from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
-from gallery import file_key, writable, write_file
 
 FORMAT = 1  # of what is kept: raise it when the way from a file to pixels or features changes
 CACHE_FOLDER = ".clip-cache"  # inside the dataset folder; can be deleted at any time

@@ -32,9 +32,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from config import UserError, ranks
+from data.files import read_image
 from data.shards import ShardPairs
 from data.tars import contents, exists, is_sharded, shard_captions, shard_faults, split_of, tar_of
-from gallery import read_image
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 
 from cache import embed_images, embed_split, embed_texts
+from data.files import picture_files, read_image
 from dataset import has_split_lists, image_loader, read_text, split_table
-from gallery import picture_files, read_image
 from models import CLIP
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}

@@ -1,6 +1,6 @@
-"""Pictures, the index of their embeddings, and the search in it: all that a prompt needs once a gallery is embedded.
+"""The index of a gallery, the search in it, and towers as files: all that a prompt needs once a gallery is embedded.
 
-    folder ─ picture_files ─> files ─ stamp ─> the Index says which are new or changed, and holds the rows of the others
+    files ─ stamp ─> the Index says which are new or changed, and holds the rows of the others
     prompt ─ PromptEncoder ─> (D,) embedding ─ search ─> the best rows of the Index and their scores
 
 Imports no torch and nothing that does: to import it takes seconds, and the whole answer to a prompt half of one.
@@ -9,117 +9,21 @@ Imports no torch and nothing that does: to import it takes seconds, and the whol
 import copy
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data.tars import contents, tar_of
+from data.files import user_cache, write_file
 
-# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
-MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
-LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
 HALF_ERROR = 2e-3
-
-# ---------------------------------------------------------------- files
-
-
-def picture_files(folder):
-    """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
-    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
-
-def read_image(path, shrink_to=None, content=None):
-    """Decode a picture file to an (H, W, 3) uint8 RGB array, upright (EXIF orientation applied).
-
-    `content` is the file's bytes, where they are known. `shrink_to` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its
-    size, and a very large picture of another format be reduced, as long as both sides keep that many pixels.
-    Transparency becomes white; 16 or more bits a pixel become 8. Raises the OSError of a file that cannot be opened,
-    and one without `errno` where the content is damaged, truncated (OpenCV would return it half grey), no picture, or
-    of more than 100 million pixels.
-    """
-    try:
-        if content is None and tar_of(path):
-            content = contents(path)
-        with Image.open(path if content is None else BytesIO(content)) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
-            if shrink_to:
-                image.draft("RGB", (shrink_to, shrink_to))
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                pixels = np.asarray(image, dtype=np.float32)
-                image = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
-            elif image.has_transparency_data:
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image.convert("RGBA"))
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            if shrink_to and image.width * image.height > LARGE and min(image.size) > shrink_to:
-                image = image.reduce(min(image.size) // shrink_to)  # before it is copied into an array
-            return np.array(image)  # a copy: Pillow's own bytes are read-only
-    except UnidentifiedImageError:
-        raise OSError(f"{path}: not a picture") from None
-    except Exception as error:  # on damaged bytes the decoders raise nearly anything
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise OSError(f"{path}: {error}") from None
-
-
-def stamp(path):
-    """Return size and time of change of a file, or of the tar it lies in, as text; None where there is no such file."""
-    try:
-        status = (tar_of(path) or path).stat()
-    except OSError:
-        return None
-    return f"{status.st_size}|{status.st_mtime_ns}"
-
-
-def file_key(file, folder):
-    """Return what identifies a file of a folder and its content: its name and stamp."""
-    return f"{file.relative_to(folder).as_posix()}|{stamp(file) or 'missing'}"
-
-
-def user_cache():
-    """Return the folder for what is kept outside the data: models made ready, indexes of read-only folders."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
-
-
-def writable(path):
-    """Return `path`, or one in the user's cache folder where the folder that would hold it is read-only."""
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
-        return path
-    return user_cache() / hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:24] / path.name
-
-
-def write_file(path, content):
-    """Write bytes or text in one rename, so that an interruption leaves the previous file and no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
 
 # ---------------------------------------------------------------- the index
 

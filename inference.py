@@ -32,9 +32,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.files import IMAGE_SUFFIXES, picture_files, read_image, stamp, writable
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
 from gallery import (
-    IMAGE_SUFFIXES,
     Index,
     Match,
     PromptEncoder,
@@ -42,13 +42,9 @@ from gallery import (
     fingerprint,
     keep_encoder,
     model_stamps,
-    picture_files,
-    read_image,
     read_index,
     remarks,
     search,
-    stamp,
-    writable,
     write_index,
 )
 

@@ -51,11 +51,11 @@ from cache import (
     replacing,
     save_last,
 )
+from data.files import write_file
 from data.sample_scenes import write_sample
 from data.shards import is_sharded, skipped_samples
 from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
-from gallery import write_file
 from models import CLIP
 
 # ---------------------------------------------------------------- data

@@ -26,9 +26,9 @@ import tyro
 from benchmarks import seed_recipe
 from cache import embed_split
 from config import PRESETS, one_line_errors, resolve_device
+from data.files import write_file
 from dataset import load_splits
 from evaluate import report_of
-from gallery import write_file
 from models import CLIP, clip_loss
 from train import epoch_row, prepare, train_heads_first
 

@@ -58,8 +58,8 @@ def ancestors_answer(flags):
     from torch.utils.data import DataLoader
 
     from benchmarks.decoding import AncestorFiles
+    from data.files import picture_files
     from dataset import pad, tokenize
-    from gallery import picture_files
     from models import CLIP
 
     model = CLIP.from_pretrained(flags.ancestors)
@@ -81,7 +81,7 @@ def main(flags):
         return ancestors_answer(flags)
     import torch
 
-    from gallery import picture_files
+    from data.files import picture_files
 
     files = picture_files(flags.photos)[: flags.count]
     if not files:

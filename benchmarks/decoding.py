@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache import decoded_photos
 from config import UserError, one_line_errors
+from data.files import picture_files
 from dataset import ImageFiles, train_transform
-from gallery import picture_files
 
 
 @dataclass(frozen=True)

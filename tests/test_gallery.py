@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 import gallery as gallery_module
 from config import PRESETS, UserError
+from data import files
+from data.files import picture_files, read_image, writable, write_file
 from dataset import load_splits, read_square
 from gallery import (
     Index,
@@ -23,12 +25,8 @@ from gallery import (
     encoder_folder,
     export_onnx,
     keep_encoder,
-    picture_files,
-    read_image,
     read_index,
     search,
-    writable,
-    write_file,
     write_index,
 )
 from inference import Gallery
@@ -88,7 +86,7 @@ def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
 
 
 def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery_module, "MOST_PIXELS", 50 * 40)
+    monkeypatch.setattr(files, "MOST_PIXELS", 50 * 40)
     Image.new("RGB", (50, 40)).save(tmp_path / "most.png")
     Image.new("RGB", (51, 40)).save(tmp_path / "bomb.png")
     assert read_image(tmp_path / "most.png").shape == (40, 50, 3)
@@ -103,16 +101,16 @@ def test_a_very_large_picture_is_reduced_and_looks_the_same(tmp_path, monkeypatc
     Image.fromarray(np.stack(np.broadcast_arrays(slope, slope[:400, None], np.uint8(90)), axis=2)).convert(mode).save(
         tmp_path / "large.png")
     whole = read_square(tmp_path / "large.png", 32)
-    monkeypatch.setattr(gallery_module, "LARGE", 1000)
+    monkeypatch.setattr(files, "LARGE", 1000)
     assert read_image(tmp_path / "large.png", shrink_to=64).shape == (67, 134, 3)
     assert read_image(tmp_path / "large.png").shape == (400, 800, 3)
     assert np.abs(read_square(tmp_path / "large.png", 32).astype(int) - whole).max() <= 8
 
 
 def test_an_index_comes_back_as_it_was_and_is_mapped_not_read(tmp_path):
-    files = [["a ☀.jpg", "1|2", None], ["b.jpg", "3|4", "b.jpg: not a picture"], ["c.jpg", None, None]]
+    listed = [["a ☀.jpg", "1|2", None], ["b.jpg", "3|4", "b.jpg: not a picture"], ["c.jpg", None, None]]
     rows = unit_rows(2, 8).astype(np.float16)
-    index = Index("model", {"config.json": [1, 2, 3, 4]}, files, rows, {"x": "1|1"}, ["dev"])
+    index = Index("model", {"config.json": [1, 2, 3, 4]}, listed, rows, {"x": "1|1"}, ["dev"])
     write_index(tmp_path / "index", index)
     again = read_index(tmp_path / "index")
     assert again.about() == index.about() and np.array_equal(again.embeddings, index.embeddings)
