@@ -207,8 +207,11 @@ class EvaluateConfig:
 class InferenceConfig:
     """Rank the pictures of a gallery against a prompt, or against an example picture."""
 
-    query: str | None = None  # what to look for, in words
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what to look for, in words; several count alike
     image: Path | None = None  # what to look for, by example
+    plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show
+    minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what it should not show
+    threshold: float | None = None  # only pictures that score as much or more
     gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
@@ -221,12 +224,10 @@ class InferenceConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        if self.query is not None and self.image is not None:
-            raise UserError("give either --query or --image, not both")
-        if self.query is None and self.image is None:
+        if not self.query and self.image is None:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
-        if self.query is not None and not self.query.strip():
-            raise UserError("--query is empty: describe a picture in a few words")
+        if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
+            raise UserError("a prompt is empty: describe a picture in a few words")
         if self.gallery is not None and self.split is not None:
             raise UserError("--split chooses from the data the model was trained on: leave it out with --gallery")
         refuse(self, "top_k batch_size", "at least 1", lambda v: v >= 1)

@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ import numpy as np
 from data.files import user_cache, write_file
 
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
+# Of looks. Of 500,000 pairs of photos none reached it; a photo does that is saved again, smaller, brighter or grey.
+ALIKE = 0.97
 FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
@@ -34,20 +36,24 @@ class Index:
 
     model: fingerprint of the checkpoint; model_files: the stamps of its files, which spare reading them again.
     files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
-    embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk.
+    embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 64)
+    float16, by which near-duplicates are told.
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
+    usual: the score that the best picture for an everyday prompt has at least, or None where it is not known.
     """
 
     model: str = ""
     model_files: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
     embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))
+    looks: np.ndarray = field(default_factory=lambda: np.empty((0, 64), np.float16))
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
+    usual: float | None = None
 
     def about(self):
-        """Return everything but the embeddings, as plain types."""
-        return {key: value for key, value in vars(self).items() if key != "embeddings"}
+        """Return everything but the arrays, as plain types."""
+        return {key: value for key, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
     def known(self):
         """Return {(name, stamp): row of the embeddings, or the reason why there is none}."""
@@ -64,11 +70,12 @@ def read_index(path):
             begin, end = tensors["about"]["data_offsets"]
             file.seek(start + begin)
             about = json.loads(file.read(end - begin))
-        (begin, _), shape = tensors["embeddings"]["data_offsets"], tuple(tensors["embeddings"]["shape"])
         # mapped, not read: a million rows are there at once, and several processes share them ("c": never written)
-        rows = np.memmap(path, np.float16, "c", start + begin, shape) if shape[0] else np.empty(shape, np.float16)
-        if len(rows) == sum(reason is None for _, _, reason in about["files"]):
-            return Index(embeddings=rows, **about)
+        arrays = {name: np.memmap(path, np.float16, "c", start + tensors[name]["data_offsets"][0], tuple(shape))
+                  if (shape := tensors[name]["shape"])[0] else np.empty(shape, np.float16)
+                  for name in ("embeddings", "looks")}
+        if {len(rows) for rows in arrays.values()} == {sum(reason is None for _, _, reason in about["files"])}:
+            return Index(**arrays, **about)
     except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
         pass
     return Index()
@@ -79,7 +86,18 @@ def write_index(path, index):
     from safetensors.numpy import save
 
     text = np.frombuffer(json.dumps(index.about()).encode(), np.uint8)
-    write_file(path, save({"embeddings": np.ascontiguousarray(index.embeddings), "about": text}))
+    rows = {"embeddings": np.ascontiguousarray(index.embeddings), "looks": np.ascontiguousarray(index.looks)}
+    write_file(path, save({**rows, "about": text}))
+
+
+def index_of(found, marks, rows, looks, about):
+    """Return `about` with the files found so far, {name: row or reason} with their stamps, and their rows and looks."""
+    files = [[name, mark, found[name] if isinstance(found[name], str) else None]
+             for name, mark in marks.items() if name in found]
+    used = [found[name] for name, _, reason in files if reason is None]
+    if used != list(range(len(rows))):
+        rows, looks = rows[used], looks[used]
+    return replace(about, files=files, embeddings=rows, looks=looks)
 
 
 def model_stamps(directory):
@@ -107,11 +125,12 @@ def fingerprint(directory):
 
 @dataclass(frozen=True)
 class Match:
-    """One result: its rank (1 is best), its file, and the cosine similarity from -1 to 1."""
+    """One result: its rank (1 is best), its file, the cosine similarity from -1 to 1, and files that look the same."""
 
     rank: int
     file: Path
     score: float
+    copies: tuple = ()
 
 
 def search(embeddings, queries, top_k):
@@ -129,6 +148,26 @@ def search(embeddings, queries, top_k):
                 for query, rows in zip(queries, find(embeddings, queries, top_k), strict=True)]
     scores, rows = zip(*best, strict=True)
     return np.stack(scores), np.stack(rows)
+
+
+def look_of(pixels):
+    """Return (B, 64), what (B, 3, S, S) pictures look like from afar: the brightness of 8 x 8 fields, unit length."""
+    import torch.nn.functional as F
+
+    fields = F.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 8).flatten(1)
+    return F.normalize(fields - fields.mean(dim=1, keepdim=True), dim=1)
+
+
+def folded(looks, rows):
+    """Return the places of rows (K,) in groups of pictures that look the same, the first of each being the best.
+
+    looks: (N, 64), as `look_of` gives it: cosines are correlations.
+    """
+    likeness, groups = looks[rows].astype(np.float32) @ looks[rows].astype(np.float32).T, []  # (K, K)
+    for place in range(len(rows)):
+        group = next((group for group in groups if likeness[place, group[0]] >= ALIKE), None)
+        groups.append([place]) if group is None else group.append(place)
+    return groups
 
 
 def best_of(scores, rows, top_k):

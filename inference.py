@@ -40,7 +40,10 @@ from gallery import (
     PromptEncoder,
     encoder_folder,
     fingerprint,
+    folded,
+    index_of,
     keep_encoder,
+    look_of,
     model_stamps,
     read_index,
     remarks,
@@ -51,6 +54,17 @@ from gallery import (
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 MOST_DRAWN = 50  # pictures in one image of the result
+
+EVERYDAY = (  # prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does
+    "a dog runs through the grass", "two dogs play with a ball", "a child plays in the water", "people near the beach",
+    "a man rides a bicycle", "a woman walks down the street", "a group of people pose for a photo", "a baby with a toy",
+    "children play in the snow", "a boy jumps into a pool", "a man climbs a rock", "a girl in a dress smiles",
+    "people at a party", "a football player with the ball", "a person stands on a mountain", "a crowd in the city",
+    "a man sits on a bench", "a skateboarder does a trick", "a sailing boat on the lake", "a cat on a sofa",
+    "a bird on a branch", "a car on the road", "flowers in a garden", "a plate of food on a table",
+    "a building against the sky", "a sunset over the sea", "a horse in a field", "people dance on a stage",
+    "a bride and groom", "a market with stalls", "a room with furniture", "a forest in autumn",
+)
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 
@@ -99,9 +113,11 @@ class Gallery:
             known = Index(embeddings=np.empty((0, self.config.embedding_dim), np.float16))
         about = Index(self.model_hash, model_files, sources=sources, splits=splits)
         index, self.embedded = self.updated(about, known, files, "embedding pictures" if progress else None)
+        same = (index.files, known.usual is None) == (known.files, False)
+        index.usual = self.usual = known.usual if same else self.usual_score(index.embeddings)
         if index.about() != known.about():
             self.save(index)
-        self.embeddings = index.embeddings
+        self.embeddings, self.looks = index.embeddings, index.looks
         self.skipped = {self.root / name: reason for name, _, reason in index.files if reason is not None}
         self.files = [self.root / name for name, _, reason in index.files if reason is None]
 
@@ -117,7 +133,7 @@ class Gallery:
                 found[name] = f"{self.root / name}: there is no such file"
             elif (name, mark) in rows_known:
                 found[name] = rows_known[name, mark]
-        new, rows = [name for name in marks if name not in found], known.embeddings
+        new, rows, looks = [name for name in marks if name not in found], known.embeddings, known.looks
         if ranks()[1] > 1:
             from cache import from_first
 
@@ -126,17 +142,17 @@ class Gallery:
         for start in range(0, len(new), part_size):
             part = new[start : start + part_size]
             title = bar and f"{bar}, {start + len(part):,} of {len(new):,}"
-            embeddings, faults = self.embed_files([self.root / name for name in part], title)
+            embeddings, new_looks, faults = self.embed_files([self.root / name for name in part], title)
             readable = [name for place, name in enumerate(part) if place not in faults]
             found |= {name: row for row, name in enumerate(readable, start=len(rows))}
-            rows = np.concatenate([rows, embeddings])
+            rows, looks = np.concatenate([rows, embeddings]), np.concatenate([looks, new_looks])
             for place, error in faults.items():
                 found[part[place]] = str(error)
                 if error.errno is not None:  # a missing permission, a drive that is away: to be tried again
                     marks[part[place]] = None
             if len(found) < len(marks):  # a part of a split is not to be taken for all of it, so without sources
-                self.save(index_of(found, marks, rows, replace(about, sources={})))
-        return index_of(found, marks, rows, about), len(rows) - len(known.embeddings)
+                self.save(index_of(found, marks, rows, looks, replace(about, sources={})))
+        return index_of(found, marks, rows, looks, about), len(rows) - len(known.embeddings)
 
     def save(self, index):
         """Keep the index on disk; the answer matters more than its being remembered."""
@@ -164,13 +180,19 @@ class Gallery:
         return None
 
     def embed_files(self, files, progress=None):
-        """Return (n, D) float16 embeddings of the picture files that can be read, and {place: OSError} of the rest."""
+        """Return (n, D) float16 embeddings and (n, 64) looks of the readable files, and {place: OSError} of others."""
+        import torch
+
         from cache import embed_images
         from dataset import image_loader
 
+        def both(pixels):
+            return torch.cat([self.model.encode_image(pixels), look_of(pixels)], dim=1)
+
         loader = image_loader(files, self.model.config.image_size, *self.loading)
-        rows, _, faults = embed_images(self.model, loader, progress=progress)
-        return rows.half().numpy(), faults
+        rows, _, faults = embed_images(self.model, loader, both, progress)
+        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + 64)
+        return *(part.half().numpy() for part in rows.split([self.config.embedding_dim, 64], dim=1)), faults
 
     def embed_prompts(self, prompts):
         """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
@@ -185,25 +207,59 @@ class Gallery:
             input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
             return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
 
-    def search(self, query, top_k=9):
-        """Return the best `Match`es for a prompt, best first: at most top_k, fewer in a smaller gallery."""
-        return self.rank(self.embed_prompts([query]), top_k)[0]
+    def search(self, query=(), top_k=9, image=None, minus=(), threshold=None):
+        """Return the best `Match`es, best first: at most top_k, fewer in a smaller gallery.
+
+        query: a prompt, or several that count alike; image: an example, instead of or beside them; minus: prompts to
+        keep away from; threshold: the least score. Pictures that look the same are one match, with `copies`.
+        Raises UserError if the example cannot be read.
+        """
+        queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
+        wanted = [self.embed_prompts(queries)] if queries else []
+        if image is not None:
+            example, _, faults = self.embed_files([image])
+            if faults:
+                raise UserError(f"the example picture cannot be read: {faults[0]}")
+            wanted.append(example.astype(np.float32))
+        wanted = np.concatenate(wanted).mean(axis=0)  # (D,)
+        if minus:  # by half: all texts are a little alike, and that much is not meant
+            wanted -= self.embed_prompts(minus).mean(axis=0) / 2
+        matches = self.rank(wanted / np.linalg.norm(wanted), top_k)
+        return [match for match in matches if threshold is None or match.score >= threshold]
 
     def search_by_image(self, file, top_k=9):
         """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
-        embedding, faults = self.embed_files([file])
-        if faults:
-            raise UserError(f"the example picture cannot be read: {faults[0]}")
-        return self.rank(embedding.astype(np.float32), top_k)[0]
+        return self.search(image=file, top_k=top_k)
 
-    def rank(self, embeddings, top_k):
-        """Return a list of the best `Match`es for each of the unit-length float32 (Q, D) embeddings."""
-        if not self.files:
-            return [[] for _ in embeddings]
-        scores, rows = search(self.embeddings, embeddings, top_k)
-        return [[Match(rank, self.files[row], float(score))
-                 for rank, (score, row) in enumerate(zip(*best, strict=True), start=1)]
-                for best in zip(scores, rows, strict=True)]
+    def rank(self, embedding, top_k):
+        """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
+        count = 2 * top_k + 16  # what looks the same scores the same, so the copies are among the next
+        while self.files:
+            scores, rows = (best[0] for best in search(self.embeddings, embedding[None], count))
+            groups = folded(self.looks, rows)
+            if len(groups) >= top_k or len(rows) == len(self.files):
+                files = [self.files[row] for row in rows]
+                return [Match(rank, files[first], float(scores[first]), tuple(files[place] for place in rest))
+                        for rank, (first, *rest) in enumerate(groups[:top_k], start=1)]
+            count *= 2
+        return []
+
+    def usual_score(self, embeddings):
+        """Return what the best picture scores for all but two of the `EVERYDAY` prompts, or None without pictures.
+
+        embeddings: (N, D) float16. A prompt whose best picture scores less is likely of something that is not there.
+        """
+        if not len(embeddings):
+            return None
+        best, _ = search(embeddings, self.embed_prompts(EVERYDAY), 1)
+        return float(np.sort(best[:, 0])[2])
+
+    def nothing_fits(self, matches):
+        """Return a remark if the best match for a prompt scores less than everyday prompts reach here, else None."""
+        if not matches or self.usual is None or matches[0].score >= self.usual:
+            return None
+        return (f"nothing here fits well: the best scores {matches[0].score:.3f}, and for {len(EVERYDAY) - 2} of "
+                f"{len(EVERYDAY)} everyday prompts it is {self.usual:.3f} or more")
 
     def remarks(self, prompt):
         """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
@@ -211,14 +267,6 @@ class Gallery:
             return remarks(self.encoder.tokenizer, self.encoder.max_tokens, prompt)
         tower = self.model.text_encoder
         return remarks(copy.deepcopy(tower.tokenizer.backend_tokenizer), tower.max_tokens, prompt)
-
-
-def index_of(found, marks, rows, about):
-    """Return `about` with the files found so far, {name: row or reason} with their stamps, and their rows."""
-    files = [[name, mark, found[name] if isinstance(found[name], str) else None]
-             for name, mark in marks.items() if name in found]
-    used = [found[name] for name, _, reason in files if reason is None]
-    return replace(about, files=files, embeddings=rows if used == list(range(len(rows))) else rows[used])
 
 
 def split_gallery(config, split=None):
@@ -256,7 +304,9 @@ def split_gallery(config, split=None):
 
 def match_table(matches):
     """Return the matches as lines of text."""
-    return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}" for match in matches)])
+    copies = [f"  (and {len(match.copies)} that look the same)" * bool(match.copies) for match in matches]
+    return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}{more}"
+                                             for match, more in zip(matches, copies, strict=True))])
 
 
 def draw_matches(matches, title, path):
@@ -306,27 +356,31 @@ def main(flags):
     say(f"{checkpoint} on {count} ({kept}, {len(gallery.skipped)} unreadable)")
     if gallery.unsaved:
         say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
-    if flags.query is not None:
-        wanted, title = flags.query, flags.query
-        for remark in gallery.remarks(wanted):
-            say(remark)
-        matches = gallery.search(wanted, flags.top_k)
-    else:
-        wanted, title = str(flags.image), f"pictures like {flags.image.name}"
-        matches = gallery.search_by_image(flags.image, flags.top_k)
+    prompts, like = [*flags.query, *flags.plus], f"pictures like {flags.image.name}" if flags.image else None
+    for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.remarks(prompt)}:
+        say(remark)
+    matches = gallery.search(prompts, flags.top_k, flags.image, flags.minus, flags.threshold)
+    title = " + ".join(filter(None, [like, *prompts])) + "".join(f" - {prompt}" for prompt in flags.minus)
+    wanted = title if prompts or flags.minus else str(flags.image)
     if ranks()[0] > 0:  # of several processes that shared the work, the first shows the result
         return
     say(f"\n{title}\n{match_table(matches)}")
+    if not matches:
+        best = gallery.search(prompts, 1, flags.image, flags.minus)[0].score
+        say(f"no picture scores {flags.threshold} or more: the best is {best:.3f}")
+    elif len(prompts) == 1 and not (like or flags.minus) and (remark := gallery.nothing_fits(matches)):
+        say(remark)
     if flags.json:
-        found = [{"rank": match.rank, "file": str(match.file), "score": match.score} for match in matches]
+        found = [{"rank": match.rank, "file": str(match.file), "score": match.score}
+                 | ({"copies": list(map(str, match.copies))} if match.copies else {}) for match in matches]
         print(json.dumps({"query": wanted, "matches": found}), flush=True)
-    if flags.picture:
+    if flags.picture and matches:
         try:
             draw_matches(matches, title, flags.output)
         except OSError as error:
             raise UserError(f"--output {flags.output} cannot be written: {error}") from None
         say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
-    if flags.query is not None and not gallery.encoder and "model" in vars(gallery):
+    if prompts and not gallery.encoder and "model" in vars(gallery):
         if reason := keep_encoder(gallery.model, gallery.model_hash):
             say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
 

@@ -34,7 +34,7 @@ def dataset_folder(data_dir):
 
 def tar_of(path):
     """Return the tar that a path leads into, or None for a path of an ordinary file."""
-    return next((parent for parent in path.parents if parent.suffix == ".tar" and parent.is_file()), None)
+    return next((parent for parent in Path(path).parents if parent.suffix == ".tar" and parent.is_file()), None)
 
 
 def exists(path):
@@ -122,7 +122,7 @@ def contents(path):
     """Return the bytes of a file, or of a photo inside a tar; raises OSError where it is not there."""
     if (tar := tar_of(Path(path))) is None:
         return Path(path).read_bytes()
-    place = table_of_contents(tar).places.get(path.relative_to(tar).as_posix())
+    place = table_of_contents(tar).places.get(Path(path).relative_to(tar).as_posix())
     if place is None:
         raise FileNotFoundError(errno.ENOENT, "there is no such photo in the tar", str(path))
     with tar.open("rb") as file:

@@ -93,8 +93,9 @@ def test_impossible_flags_are_refused_and_named(flags, complaint, capsys):
 
 @pytest.mark.parametrize("flags, complaint", [
     ([], "say what to look for"),
-    (["--query", "a dog", "--image", "dog.jpg"], "either --query or --image, not both"),
-    (["--query", "  "], "--query is empty"),
+    (["--query", "  "], "a prompt is empty"),
+    (["--query", "a dog", "--minus", ""], "a prompt is empty"),
+    (["--minus", "a dog"], "say what to look for"),
     (["--query", "a dog", "--top-k", "0"], "--top-k 0 cannot be"),
     (["--query", "a dog", "--batch-size", "0"], "--batch-size 0 cannot be"),
     (["--query", "a dog", "--gallery", ".", "--split", "dev"], "leave it out with --gallery"),

@@ -110,17 +110,21 @@ def test_a_very_large_picture_is_reduced_and_looks_the_same(tmp_path, monkeypatc
 def test_an_index_comes_back_as_it_was_and_is_mapped_not_read(tmp_path):
     listed = [["a ☀.jpg", "1|2", None], ["b.jpg", "3|4", "b.jpg: not a picture"], ["c.jpg", None, None]]
     rows = unit_rows(2, 8).astype(np.float16)
-    index = Index("model", {"config.json": [1, 2, 3, 4]}, listed, rows, {"x": "1|1"}, ["dev"])
+    index = Index("model", {"config.json": [1, 2, 3, 4]}, listed, rows, unit_rows(2, 64).astype(np.float16),
+                  {"x": "1|1"}, ["dev"], 0.25)
     write_index(tmp_path / "index", index)
     again = read_index(tmp_path / "index")
-    assert again.about() == index.about() and np.array_equal(again.embeddings, index.embeddings)
+    assert again.about() == index.about() and "embeddings" not in index.about()
+    assert np.array_equal(again.embeddings, index.embeddings) and np.array_equal(again.looks, index.looks)
     assert isinstance(again.embeddings, np.memmap)
     assert again.known() == {("a ☀.jpg", "1|2"): 0, ("b.jpg", "3|4"): "b.jpg: not a picture", ("c.jpg", None): 1}
     assert load_file(tmp_path / "index")["embeddings"].shape == (2, 8)  # the file is plain safetensors
 
 
 def test_an_index_cut_at_any_place_is_no_index(tmp_path):
-    write_index(tmp_path / "whole", Index("model", {}, [["a", "1|1", None]], unit_rows(1, 8).astype(np.float16)))
+    rows = unit_rows(1, 64).astype(np.float16)
+    write_index(tmp_path / "whole", Index("model", {}, [["a", "1|1", None]], rows, rows))
+    assert len(read_index(tmp_path / "whole").files) == 1
     content = (tmp_path / "whole").read_bytes()
     for length in range(0, len(content), 7):
         (tmp_path / "cut").write_bytes(content[:length])

@@ -12,6 +12,7 @@ from PIL import Image
 
 import cache
 import dataset
+import inference
 from cache import embed_images, embed_texts
 from config import UserError
 from dataset import image_loader, split_table
@@ -155,8 +156,9 @@ def test_other_formats_are_pictures_too(folder, checkpoint):
         picture.save(folder / f"copy.{suffix}")
     gallery = open_gallery(folder, checkpoint)
     assert len(gallery.files) == 11 and not gallery.skipped
-    scores = gallery.search_by_image(folder / "0.jpg", top_k=6)
-    assert {match.file.stem for match in scores} == {"0", "copy"}
+    best = gallery.search_by_image(folder / "0.jpg", top_k=1)[0]
+    assert {file.name for file in (best.file, *best.copies)} == {
+        "0.jpg", "copy.png", "copy.webp", "copy.gif", "copy.bmp", "copy.tiff"}
 
 
 def test_a_read_only_folder_keeps_its_index_in_the_users_cache(folder, checkpoint, tmp_path, monkeypatch):
@@ -193,7 +195,63 @@ def test_the_picture_holds_any_number_of_matches(folder, tmp_path, count):
     assert picture.format == "PNG" and pixels.std() > 5 and picture.width < 2500  # 500 are drawn as the first 50
 
 
+def test_prompts_and_example_count_alike_and_minus_by_half(folder, checkpoint):
+    gallery = open_gallery(folder, checkpoint)
+    model, example = CLIP.from_pretrained(checkpoint), folder / "3.jpg"
+    dog, snow, beach = embed_texts(model, ["a dog", "snow", "the beach"]).numpy()
+    image = gallery.embeddings[gallery.files.index(example)].astype(np.float32)
+    wanted = (dog + snow + image) / 3 - beach / 2
+    scores = gallery.embeddings.astype(np.float32) @ (wanted / np.linalg.norm(wanted))
+    matches = gallery.search(["a dog", "snow"], 6, image=example, minus=["the beach"])
+    assert [match.file for match in matches] == [gallery.files[row] for row in np.argsort(-scores)]
+    assert [match.score for match in matches] == pytest.approx(sorted(scores, reverse=True), abs=2e-3)
+    least = matches[2].score
+    assert gallery.search(["a dog", "snow"], 6, example, ["the beach"], threshold=least) == matches[:3]
+
+
+def test_pictures_that_look_the_same_are_one_match(folder, checkpoint):
+    picture = Image.open(folder / "0.jpg")
+    picture.resize((48, 48)).save(folder / "smaller.jpg")
+    picture.point(lambda value: min(255, int(1.2 * value))).save(folder / "brighter.png")
+    picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
+    gallery = open_gallery(folder, checkpoint)
+    best = gallery.search_by_image(folder / "0.jpg", top_k=7)
+    assert [match.rank for match in best] == [1, 2, 3, 4, 5, 6, 7] and best[0].file == folder / "0.jpg"
+    assert set(best[0].copies) == {folder / "smaller.jpg", folder / "brighter.png"}
+    assert all(not match.copies for match in best[1:])
+    assert len(gallery.search("a dog", top_k=2)) == 2
+    flat = [folder / f"flat{shade}.png" for shade in (10, 200)]
+    for file, shade in zip(flat, (10, 200), strict=True):
+        Image.new("RGB", (64, 64), (shade,) * 3).save(file)
+    assert all(not match.copies for match in open_gallery(folder, checkpoint).search_by_image(flat[0], top_k=1))
+
+
+def test_what_fits_nothing_is_told_from_what_everyday_prompts_reach(folder, checkpoint):
+    gallery = open_gallery(folder, checkpoint)
+    best = [gallery.search(prompt, top_k=1)[0].score for prompt in inference.EVERYDAY]
+    assert gallery.usual == pytest.approx(sorted(best)[2], abs=1e-6)
+    assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual)]) is None
+    assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual - 0.01)]).startswith("nothing here fits well")
+    assert open_gallery(folder, checkpoint).usual == gallery.usual
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert open_gallery(folder, checkpoint).usual is None and open_gallery(folder, checkpoint).search("a dog") == []
+
+
 # ---------------------------------------------------------------- the command
+
+
+def test_plus_minus_and_threshold_on_the_command_line(workplace, folder):
+    shutil.copy(folder / "2.jpg", folder / "again.jpg")
+    ask = ["--image", folder / "2.jpg", "--plus", "snow", "--minus", "the beach", "--gallery", folder, "--json"]
+    answer = json.loads(run_script("inference.py", *ask, cwd=workplace).stdout)
+    assert answer["query"] == "pictures like 2.jpg + snow - the beach" and len(answer["matches"]) == 6
+    assert [match["copies"] for match in answer["matches"] if "copies" in match] in (
+        [[str(folder / "again.jpg")]], [[str(folder / "2.jpg")]])
+    best = answer["matches"][0]["score"]
+    process = run_script("inference.py", *ask, "--threshold", best + 0.01, "--output", "none.png", cwd=workplace)
+    assert json.loads(process.stdout)["matches"] == [] and not (workplace / "none.png").exists()
+    assert f"no picture scores {best + 0.01} or more: the best is {best:.3f}" in process.stderr
 
 
 def test_json_is_one_object_on_standard_output(workplace, folder):
