@@ -349,7 +349,7 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
     assert json.loads(Path("figures.json").read_text())["images"] == 16
     for known in (False, True):
         capsys.readouterr()
-        inference.main(InferenceConfig(checkpoint=Path("runs/one"), query="a dog", top_k=3, json=True, workers=0))
+        inference.main(InferenceConfig(checkpoint=Path("runs/one"), query=("a dog",), top_k=3, json=True, workers=0))
         printed = capsys.readouterr()
         assert ("all known from the index" in printed.err) is known
         found = json.loads(printed.out)["matches"]
