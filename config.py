@@ -3,7 +3,7 @@
     python train.py --help        # the flags below, with these comments as their help text
 
 `Config` is what a training run is made of, and is saved in every checkpoint; the small classes hold the flags of the
-other commands. Torch is imported only where a device is asked for, so `--help` and a mistyped flag are answered at once.
+other commands. Torch is imported only where a device is asked for, so `--help` and a wrong flag are answered at once.
 """
 
 import contextlib
