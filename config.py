@@ -4,8 +4,7 @@
 
 `Config` is what a training run is made of: it is saved in every checkpoint, so a model can be rebuilt, resumed
 and questioned without its command line. The two small classes after it are the flags of the other commands.
-Torch is imported only where a device is asked for, so `--help` and a mistyped flag are answered at once.
-"""
+Torch is imported only where a device is asked for: `--help` is answered at once."""
 
 import contextlib
 import ctypes
@@ -218,6 +217,7 @@ class InferenceConfig:
     top_k: int = 9  # how many pictures to return
     output: Path = Path("matches.png")  # the picture of the result
     picture: bool = True  # draw it
+    explain: bool = False  # mark in it what answers the prompt, in red
     json: bool = False  # print one JSON object on standard output, everything else on standard error
     batch_size: int = 64  # pictures embedded at once
     workers: int = 4  # processes that decode pictures (never more than cores)
