@@ -282,7 +282,8 @@ def test_explain_marks_the_pictures_and_says_where_it_cannot(workplace, folder, 
     ask = ["--query", "playing soccer", "--gallery", folder, "--top-k", "4"]
     run_script("inference.py", *ask, "--output", "plain.png", cwd=workplace)
     run_script("inference.py", *ask, "--output", "marked.png", "--explain", cwd=workplace)
-    plain, marked = (np.asarray(Image.open(workplace / name).convert("RGB"), int) for name in ("plain.png", "marked.png"))
+    names = "plain.png", "marked.png"
+    plain, marked = (np.asarray(Image.open(workplace / name).convert("RGB"), int) for name in names)
     changed = np.abs(plain - marked).max(axis=2) > 20
     assert plain.shape == marked.shape and 0.01 < changed.mean() < 0.7
     assert (marked - plain)[changed][:, 0].mean() > (marked - plain)[changed][:, 1:].mean()  # redder
