@@ -12,8 +12,10 @@ import csv
 import functools
 import hashlib
 import os
+import random
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 # Before the import, or albumentations asks its server for news, and tokenizers warns about each worker process.
@@ -27,7 +29,6 @@ import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -239,7 +240,7 @@ def read_square(path, size):
 @functools.cache
 def memory_map(path, size):
     """Return the (N, S, S, 3) uint8 array of a file, not read but mapped: shared by all processes of the machine."""
-    return np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3)
+    return np.asarray(np.memmap(path, np.uint8, "r")).reshape(-1, size, size, 3)
 
 
 def train_transform(size, crop_scale=1.0, flip=False):
@@ -248,7 +249,9 @@ def train_transform(size, crop_scale=1.0, flip=False):
     A crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture.
     """
     crop = A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1))
-    return A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
+    transform = A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))  # crop and flip use the latter
+    return transform
 
 
 # ---------------------------------------------------------------- text
@@ -263,9 +266,8 @@ def train_tokenizer(captions, max_tokens, vocabulary_size=8192):
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
         return tokenizer
 
-    # The trainer numbers the pieces "##x" in an order that differs from process to process, and breaks ties by it.
-    # Named beforehand, as special tokens, they have the same numbers in every run; a second tokenizer then takes over
-    # the vocabulary without treating them as special.
+    # The trainer numbers the pieces "##x" in an order that differs from run to run, and breaks ties by it: so they are
+    # named beforehand, as special tokens. A second tokenizer takes over the vocabulary, without them being special.
     letters = set(normalizer.normalize_str("".join(captions)))
     pieces = sorted(f"##{letter}" for letter in letters if not letter.isspace())
     trained = wordpiece({})
@@ -286,9 +288,8 @@ def tokenize(tokenizer, texts, max_tokens):
 
 def pad(token_ids, pad_id):
     """Stack token ids, padded only to the longest of these texts: (B, T) int64 ids and (B, T) int64 mask."""
-    rows = [torch.tensor(ids) for ids in token_ids]
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return pad_sequence(rows, batch_first=True, padding_value=pad_id), mask
+    input_ids = torch.tensor([*zip_longest(*token_ids, fillvalue=pad_id)]).T.contiguous()
+    return input_ids, (torch.arange(input_ids.shape[1]) < torch.tensor([*map(len, token_ids)])[:, None]).long()
 
 
 # ---------------------------------------------------------------- datasets and loaders
@@ -298,8 +299,7 @@ class ImageFiles(Dataset):
     """Picture files for evaluation and search. A file that cannot be read yields its OSError instead of pixels."""
 
     def __init__(self, paths, size, decoded=None, transform=None, seed=()):
-        self.paths, self.size, self.decoded = list(paths), size, decoded
-        self.transform, self.seed = transform, seed
+        self.paths, self.size, self.decoded, self.transform, self.seed = list(paths), size, decoded, transform, seed
         if decoded:
             memory_map(decoded, size)  # opened before workers are forked, it stays open if the file is deleted
 
@@ -314,19 +314,25 @@ class ImageFiles(Dataset):
 
     def pixels(self, index, seed):
         """Return one of the pictures as (S, S, 3) uint8: from its file, or a row of the file of decoded ones."""
-        decoded = self.decoded and np.array(memory_map(self.decoded, self.size)[index])
+        decoded = self.decoded and memory_map(self.decoded, self.size)[index]
         pixels = read_square(self.paths[index], self.size) if decoded is None else decoded
         if self.transform:
-            self.transform.set_random_seed(seed)
+            self.transform.py_random.seed(seed)
             pixels = self.transform(image=pixels)["image"]
-        return torch.from_numpy(pixels)
+        return pixels
 
     @staticmethod
     def collate(items):
         """Return pixels (B, 3, S, S) uint8 of the readable files, their indices, and {index: OSError} of the others."""
-        good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-        pixels = torch.stack([pixels for _, pixels in good]).permute(0, 3, 1, 2) if good else None
-        return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
+        good, faults = [item for item in items if item[1] is not None], {item[0]: item[2] for item in items if item[2]}
+        pixels = torch.from_numpy(np.stack([item[1] for item in good])).permute(0, 3, 1, 2) if good else None
+        return pixels, [item[0] for item in good], faults
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_draws(seed, epoch, count):
+    """Return two random numbers below 2**32 for each photo of an epoch: (N, 2)."""
+    return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
 
 
 class CaptionDataset(Dataset):
@@ -344,29 +350,26 @@ class CaptionDataset(Dataset):
         # cache.Cached: features take the place of pixels (N, V, F) and token ids (M, F), where they are given
         decoded, self.image_features, self.text_features = cached or (None, None, None)
         self.photos = ImageFiles([image_path(data_dir, name) for name in rows], size, decoded, transform)
-        self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
+        self.seed, self.epoch, self.token_ids = seed, 0, tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
-        self.seed, self.epoch = seed, 0
 
     def __len__(self):
         return len(self.photos)
 
-    def __getitem__(self, index):
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        row = self.rows[index][rng.integers(len(self.rows[index]))]
-        text = self.token_ids[row] if self.text_features is None else self.text_features[row]
-        if self.image_features is not None:
-            return self.image_features[index, rng.integers(self.image_features.shape[1])], text
-        return self.photos.pixels(index, int(rng.integers(2**32))), text
-
-    def collate(self, items):
-        """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
-        images, texts = zip(*items, strict=True)
-        images = torch.stack(images)
+    def __getitems__(self, indices):
+        """Return a batch: pixels (B, 3, S, S) uint8, ids and mask (B, T); of cached features (B, F), (B, F), None."""
+        captions, crops = epoch_draws(self.seed, self.epoch, len(self))[indices].T.tolist()
+        rows = [self.rows[index][draw % len(self.rows[index])] for index, draw in zip(indices, captions, strict=True)]
         if self.image_features is None:
-            # (B, S, S, 3) -> (B, 3, S, S) moves no byte: this memory order is torch's channels_last
-            images = images.permute(0, 3, 1, 2)
-        return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
+            pixels = np.empty((len(indices), self.photos.size, self.photos.size, 3), np.uint8)
+            for place, photo in enumerate(map(self.photos.pixels, indices, crops)):
+                pixels[place] = photo  # while it is in the processor's cache: stacked later, it would cost twice as much
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # this memory order is torch's channels_last
+        else:
+            images = self.image_features[indices, [draw % self.image_features.shape[1] for draw in crops]]
+        if self.text_features is None:
+            return images, *pad([self.token_ids[row] for row in rows], self.pad_id)
+        return images, self.text_features[rows], None
 
 
 def image_loader(paths, size, batch_size, workers=0, **options):
@@ -379,22 +382,19 @@ def image_loader(paths, size, batch_size, workers=0, **options):
 def training_loader(dataset, batch_size, workers=0, pin_memory=False):
     """Return a shuffling loader over a CaptionDataset; `start_epoch` must be called before each pass.
 
-    `batch_size` counts the pairs of all processes together: each loads its share of the same batches. The last,
-    smaller batch is dropped: its loss is on another scale, since fewer negatives make it easier.
+    `batch_size` counts the pairs of all processes, each of which loads its share. The last, smaller batch is dropped:
+    its loss is on another scale, since fewer negatives make it easier.
     """
     rank, world = ranks()
     if len(dataset) < world:
         raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
     order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
     return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, drop_last=True,
-                      collate_fn=dataset.collate, num_workers=min(workers, CORES), pin_memory=pin_memory)
+                      collate_fn=tuple, num_workers=min(workers, CORES), pin_memory=pin_memory)
 
 
 def start_epoch(loader, epoch):
-    """Fix everything random about an epoch: the order of photos, each one's caption and crop, and dropout.
-
-    Seeding at every epoch makes 1 + 2 epochs equal to 3, so a resumed run needs no saved generator states.
-    """
+    """Fix all that is random in an epoch: order, captions, crops, dropout. So 1 + 2 epochs equal 3, after a resume."""
     loader.dataset.epoch = epoch
     loader.sampler.set_epoch(epoch)
     torch.manual_seed(loader.dataset.seed + 1_000_003 * epoch + ranks()[0])  # dropout differs between processes
