@@ -363,7 +363,7 @@ class CaptionDataset(Dataset):
         if self.image_features is None:
             pixels = np.empty((len(indices), self.photos.size, self.photos.size, 3), np.uint8)
             for place, photo in enumerate(map(self.photos.pixels, indices, crops)):
-                pixels[place] = photo  # while it is in the processor's cache: stacked later, it would cost twice as much
+                pixels[place] = photo  # while it is in the processor's cache: stacking later costs twice as much
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # this memory order is torch's channels_last
         else:
             images = self.image_features[indices, [draw % self.image_features.shape[1] for draw in crops]]

@@ -56,8 +56,8 @@ def timed(loader, epoch):
     start, photos = time.perf_counter(), 0
     if isinstance(loader.dataset, CaptionDataset):
         start_epoch(loader, epoch)
-    for pixels, *_ in loader:
-        photos += len(pixels)
+    for batch in loader:
+        photos += len(batch if isinstance(batch, torch.Tensor) else batch[0])  # theirs is pixels alone
     return photos / (time.perf_counter() - start)
 
 
