@@ -69,7 +69,7 @@ def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower
     frozen_epoch.main(frozen_epoch.EpochConfig(sample_dir, **tower_flags, photos=32, pairs=300, steps=1, rounds=1))
     table = capsys.readouterr().out
     assert "300 pairs" in table and "| ours, from cached features |" in table and "for 32 photos" in table
-    gallery.main(gallery.GalleryConfig(sample_dir / "Images", 8, tower_flags["image_encoder"], size=32, rounds=1))
+    gallery.main(gallery.GalleryConfig(sample_dir / "Images", 8, "test_resnet", size=32, rounds=1))
     table = capsys.readouterr().out
     assert "8 photos at 32 px" in table and "| ours |" in table
 
