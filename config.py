@@ -3,8 +3,7 @@
     python train.py --help        # the flags below, with these comments as their help text
 
 `Config` is what a training run is made of, and is saved in every checkpoint; the small classes hold the flags of the
-other commands. Torch is imported only where a device is asked for, so `--help` and a wrong flag are answered at once.
-"""
+other commands. Torch is imported only where a device is asked for, so `--help` is answered at once."""
 
 import contextlib
 import ctypes
@@ -215,6 +214,7 @@ class InferenceConfig:
     top_k: int = 9  # how many pictures to return
     output: Path = Path("matches.png")  # the picture of the result
     picture: bool = True  # draw it
+    explain: bool = False  # mark in it what answers the prompt, in red
     json: bool = False  # print one JSON object on standard output, everything else on standard error
     batch_size: int = 64  # pictures embedded at once
     workers: int = 4  # processes that decode pictures (never more than cores)

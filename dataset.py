@@ -12,8 +12,10 @@ import csv
 import functools
 import hashlib
 import os
+import random
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 
 # Before the import, or albumentations asks its server for news, and tokenizers warns about each worker process.
@@ -26,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -212,14 +213,16 @@ def read_square(path, size, content=None):
 @functools.cache
 def memory_map(path, size):
     """Return the (N, S, S, 3) uint8 array of a file, not read but mapped: shared by all processes of the machine."""
-    return np.memmap(path, np.uint8, "r").reshape(-1, size, size, 3)
+    return np.asarray(np.memmap(path, np.uint8, "r")).reshape(-1, size, size, 3)
 
 
 def train_transform(size, crop_scale=1.0, flip=False):
     """Return the albumentations pipeline for training: (S, S, 3) uint8 -> (S, S, 3) uint8, cropped and mirrored."""
     # a crop keeps at least `crop_scale` of the area: what the captions speak of should stay in the picture
     crop = A.RandomResizedCrop(size=(size, size), scale=(crop_scale, 1.0), ratio=(0.9, 1.1))
-    return A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
+    transform = A.Compose([crop] * (crop_scale < 1) + [A.HorizontalFlip(p=0.5)] * flip)
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))  # crop and flip use the latter
+    return transform
 
 
 # ---------------------------------------------------------------- text
@@ -255,9 +258,8 @@ def tokenize(tokenizer, texts, max_tokens):
 
 def pad(token_ids, pad_id):
     """Stack token ids, padded only to the longest of these texts: (B, T) int64 ids and (B, T) int64 mask."""
-    rows = [torch.tensor(ids) for ids in token_ids]
-    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return pad_sequence(rows, batch_first=True, padding_value=pad_id), mask
+    input_ids = torch.tensor([*zip_longest(*token_ids, fillvalue=pad_id)]).T.contiguous()
+    return input_ids, (torch.arange(input_ids.shape[1]) < torch.tensor([*map(len, token_ids)])[:, None]).long()
 
 
 # ---------------------------------------------------------------- datasets and loaders
@@ -282,19 +284,25 @@ class ImageFiles(Dataset):
 
     def pixels(self, index, seed, content=None):
         """Return one of the pictures as (S, S, 3) uint8: from its file or bytes, or a row of the decoded ones."""
-        decoded = self.decoded and np.array(memory_map(self.decoded, self.size)[index])
+        decoded = self.decoded and memory_map(self.decoded, self.size)[index]
         pixels = read_square(self.paths[index], self.size, content) if decoded is None else decoded
         if self.transform:
-            self.transform.set_random_seed(seed)
+            self.transform.py_random.seed(seed)
             pixels = self.transform(image=pixels)["image"]
-        return torch.from_numpy(pixels)
+        return pixels
 
     @staticmethod
     def collate(items):
         """Return pixels (B, 3, S, S) uint8 of the readable files, their indices, and {index: OSError} of the others."""
-        good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-        pixels = torch.stack([pixels for _, pixels in good]).permute(0, 3, 1, 2) if good else None
-        return pixels, [index for index, _ in good], {index: error for index, _, error in items if error}
+        good, faults = [item for item in items if item[1] is not None], {item[0]: item[2] for item in items if item[2]}
+        pixels = torch.from_numpy(np.stack([item[1] for item in good])).permute(0, 3, 1, 2) if good else None
+        return pixels, [item[0] for item in good], faults
+
+
+@functools.lru_cache(maxsize=1)
+def epoch_draws(seed, epoch, count):
+    """Return two random numbers below 2**32 for each photo of an epoch: (N, 2)."""
+    return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
 
 
 class CaptionDataset(Dataset):
@@ -312,31 +320,40 @@ class CaptionDataset(Dataset):
         # cache.Cached: features take the place of pixels (N, V, F) and token ids (M, F), where they are given
         decoded, self.image_features, self.text_features = cached or (None, None, None)
         self.photos = ImageFiles([image_path(data_dir, name) for name in rows], size, decoded, transform)
-        self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
+        self.seed, self.epoch, self.token_ids = seed, 0, tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
-        self.seed, self.epoch = seed, 0
 
     def __len__(self):
         return len(self.photos)
 
-    def item(self, index, content=None):
-        """Return the pair of a photo, whose bytes may be given: pixels (S, S, 3) and token ids, or cached features."""
-        rng = np.random.default_rng((self.seed, self.epoch, index))
-        row = self.rows[index][rng.integers(len(self.rows[index]))]
-        text = self.token_ids[row] if self.text_features is None else self.text_features[row]
-        if self.image_features is not None:
-            return self.image_features[index, rng.integers(self.image_features.shape[1])], text
-        return self.photos.pixels(index, int(rng.integers(2**32)), content), text
+    def draws(self):
+        """Return two random numbers for each photo: (N, 2), for its caption and its crop."""
+        return epoch_draws(self.seed, self.epoch, len(self))
 
-    __getitem__ = item
+    def pixels(self, index, content=None):
+        """Return a photo, whose bytes may be given, as this epoch shows it: (S, S, 3) uint8."""
+        return self.photos.pixels(index, int(self.draws()[index, 1]), content)
 
-    def collate(self, items):
-        """Return pixels (B, 3, S, S) uint8, ids (B, T) and mask (B, T); of cached features (B, F), (B, F), None."""
-        images, texts = zip(*items, strict=True)
-        images = torch.stack(images)
+    def __getitem__(self, index):
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices):  # which DataLoader prefers: a batch at once costs much less than its items
+        return self.batch(indices, map(self.pixels, indices))
+
+    def batch(self, indices, photos):
+        """Return a batch: pixels (B, 3, S, S) uint8, ids and mask (B, T); of cached features (B, F), (B, F), None."""
+        captions, views = self.draws()[indices].T.tolist()
+        rows = [self.rows[index][draw % len(self.rows[index])] for index, draw in zip(indices, captions, strict=True)]
         if self.image_features is None:
-            images = images.permute(0, 3, 1, 2)  # moves no byte: this memory order is torch's channels_last
-        return images, *(pad(texts, self.pad_id) if self.text_features is None else (torch.stack(texts), None))
+            pixels = np.empty((len(indices), self.photos.size, self.photos.size, 3), np.uint8)
+            for place, photo in enumerate(photos):
+                pixels[place] = photo  # while it is in the processor's cache: stacking later costs twice as much
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)  # this memory order is torch's channels_last
+        else:
+            images = self.image_features[indices, [draw % self.image_features.shape[1] for draw in views]]
+        if self.text_features is None:
+            return images, *pad([self.token_ids[row] for row in rows], self.pad_id)
+        return images, self.text_features[rows], None
 
 
 def image_loader(paths, size, batch_size, workers=0, **options):
@@ -354,21 +371,19 @@ def training_loader(dataset, batch_size, workers=0, pin_memory=False, epoch_shar
     `epoch_shards` an epoch), unless their features are cached.
     """
     (rank, world), workers = ranks(), min(workers, CORES)
-    options = {"drop_last": True, "collate_fn": dataset.collate, "pin_memory": pin_memory}
+    options = {"drop_last": True, "pin_memory": pin_memory}
     if len(dataset) < world:
         raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
     if dataset.image_features is None and tar_of(dataset.photos.paths[0]):
         stream = ShardPairs(dataset, batch_size, workers, epoch_shards)
-        return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
+        return DataLoader(stream, stream.batch_size, num_workers=stream.workers, collate_fn=stream.collate, **options)
     order = DistributedSampler(dataset, world, rank, seed=dataset.seed, drop_last=True)
-    return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, num_workers=workers, **options)
+    return DataLoader(dataset, min(batch_size, len(dataset)) // world, sampler=order, num_workers=workers,
+                      collate_fn=tuple, **options)
 
 
 def start_epoch(loader, epoch):
-    """Fix everything random about an epoch: the order of photos, each one's caption and crop, and dropout.
-
-    Seeding at every epoch makes 1 + 2 epochs equal to 3, so a resumed run needs no saved generator states.
-    """
+    """Fix all that is random in an epoch: order, captions, crops, dropout. So 1 + 2 epochs equal 3, after a resume."""
     loader.dataset.epoch = epoch
     if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
         loader.sampler.set_epoch(epoch)

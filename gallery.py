@@ -7,6 +7,7 @@ Imports no torch and nothing that does: to import it takes seconds, and the whol
 """
 
 import copy
+import functools
 import hashlib
 import json
 import shutil
@@ -17,8 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import user_cache, write_file
+from config import UserError
+from data.files import stamp, user_cache, writable, write_file
+from data.tars import dataset_folder, is_sharded
 
+INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 # Of looks. Of 500,000 pairs of photos none reached it; a photo does that is saved again, smaller, brighter or grey.
 ALIKE = 0.97
@@ -98,6 +102,36 @@ def index_of(found, marks, rows, looks, about):
     if used != list(range(len(rows))):
         rows, looks = rows[used], looks[used]
     return replace(about, files=files, embeddings=rows, looks=looks)
+
+
+def split_gallery(config, split=None):
+    """Return the split, its picture files, the stamps of all that decides which these are, and the splits there are.
+
+    An index whose stamps still hold knows the files, so that the captions need not be read again.
+    """
+    folder = dataset_folder(config.data_dir)
+    for name in [split] if split else ["test", "dev"]:
+        index = read_index(writable(folder / SPLIT_INDEX_NAME.format(name))) if folder.is_dir() else Index()
+        asked_for = split or ("test" if "test" in index.splits else "dev")
+        if index.sources and name == asked_for and all(
+                stamp(Path(path)) == mark for path, mark in index.sources.items()):
+            return name, [folder / file for file, *_ in index.files], index.sources, index.splits
+    from dataset import SPLIT_FILES, image_path, load_splits
+
+    if not folder.is_dir():
+        raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
+    tables = load_splits(config.data_dir, config.split_seed)
+    splits = [name for name, table in tables.items() if len(table)]
+    split = split or ("test" if "test" in splits else "dev")
+    if split not in splits:
+        raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
+    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
+    decides = {folder / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
+    decides |= {path.parent for table in tables.values()
+                for path in map(functools.partial(image_path, folder), table["image"])}
+    # new shards appear in a folder that also changes when an index is written there: their captions are always read
+    sources = {} if is_sharded(config.data_dir) else {str(path): stamp(path) for path in sorted(decides)}
+    return split, files, sources, splits
 
 
 def model_stamps(directory):
@@ -195,6 +229,31 @@ def block_candidates(embeddings, queries, top_k, rows=16_384):
         block = torch.from_numpy(embeddings[start : start + rows]).float()  # stays in the processor's cache
         found.append(start + (queries @ block.T).topk(min(top_k, len(block)), dim=1).indices)
     return torch.cat(found, dim=1).numpy()
+
+
+def heat_map(model, pixels, wanted, steps=12):
+    """Return (h, w) from 0 to 1: how much each field of the image tower's last feature map adds to the score.
+
+    pixels: (S, S, 3) uint8; wanted: (D,) float32. The gradient of the score, through the head, times the activations
+    (Selvaraju et al. 2017, Grad-CAM), where the gradient is the mean over a path from no activation to all of it
+    (Sundararajan et al. 2017): the head is curved, and at its end alone most of it is flat. What speaks against the
+    prompt is 0. Raises UserError for a tower without such a map, such as a vision transformer.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    tower = model.image_encoder
+    wanted, pixels = (torch.from_numpy(array).to(tower.mean.device) for array in (wanted, pixels))
+    with torch.no_grad():
+        features = tower.backbone.forward_features((pixels.permute(2, 0, 1)[None] - tower.mean) / tower.std)
+    if features.ndim != 4 or features.shape[1] != tower.feature_dim:
+        raise UserError(f"the image tower {model.config.image_encoder} has no map of features to explain a picture by: "
+                        "convolutional towers have, such as resnet50")
+    part = (torch.linspace(1 / steps, 1, steps, device=features.device).view(-1, 1, 1, 1) * features).requires_grad_()
+    embeddings = F.normalize(model.image_head(tower.backbone.forward_head(part, pre_logits=True)), dim=-1)  # (steps, D)
+    (gradient,) = torch.autograd.grad((embeddings @ wanted).sum(), part)  # (steps, F, h, w)
+    heat = (gradient.mean(dim=0) * features[0]).sum(dim=0).relu()
+    return (heat / heat.max().clamp(min=1e-9)).cpu().numpy()
 
 
 # ---------------------------------------------------------------- prompts

@@ -35,12 +35,15 @@ from PIL import Image
 from data.files import IMAGE_SUFFIXES, picture_files, read_image, stamp, writable
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
 from gallery import (
+    INDEX_NAME,
+    SPLIT_INDEX_NAME,
     Index,
     Match,
     PromptEncoder,
     encoder_folder,
     fingerprint,
     folded,
+    heat_map,
     index_of,
     keep_encoder,
     look_of,
@@ -48,11 +51,11 @@ from gallery import (
     read_index,
     remarks,
     search,
+    split_gallery,
     write_index,
 )
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
-INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 MOST_DRAWN = 50  # pictures in one image of the result
 
 EVERYDAY = (  # prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does
@@ -179,6 +182,11 @@ class Gallery:
             return PromptEncoder(folder)
         return None
 
+    @functools.cached_property
+    def everyday(self):
+        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
+        return self.embed_prompts(EVERYDAY)
+
     def embed_files(self, files, progress=None):
         """Return (n, D) float16 embeddings and (n, 64) looks of the readable files, and {place: OSError} of others."""
         import torch
@@ -214,18 +222,22 @@ class Gallery:
         keep away from; threshold: the least score. Pictures that look the same are one match, with `copies`.
         Raises UserError if the example cannot be read.
         """
+        matches = self.rank(self.wanted(query, image, minus), top_k)
+        return [match for match in matches if threshold is None or match.score >= threshold]
+
+    def wanted(self, query=(), image=None, minus=()):
+        """Return the unit-length float32 (D,) embedding of what is asked for; arguments and errors as for `search`."""
         queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
-        wanted = [self.embed_prompts(queries)] if queries else []
+        parts = [self.embed_prompts(queries)] if queries else []
         if image is not None:
             example, _, faults = self.embed_files([image])
             if faults:
                 raise UserError(f"the example picture cannot be read: {faults[0]}")
-            wanted.append(example.astype(np.float32))
-        wanted = np.concatenate(wanted).mean(axis=0)  # (D,)
+            parts.append(example.astype(np.float32))
+        wanted = np.concatenate(parts).mean(axis=0)  # (D,)
         if minus:  # by half: all texts are a little alike, and that much is not meant
             wanted -= self.embed_prompts(minus).mean(axis=0) / 2
-        matches = self.rank(wanted / np.linalg.norm(wanted), top_k)
-        return [match for match in matches if threshold is None or match.score >= threshold]
+        return wanted / np.linalg.norm(wanted)
 
     def search_by_image(self, file, top_k=9):
         """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
@@ -244,6 +256,21 @@ class Gallery:
             count *= 2
         return []
 
+    def explain(self, file, query=(), image=None, minus=()):
+        """Return a picture (H, W, 3) uint8 in which red marks what answers the prompt or example.
+
+        Raises UserError for an image tower without a feature map, such as a vision transformer, and as `search` does;
+        OSError where the picture cannot be read.
+        """
+        from dataset import read_square
+
+        wanted = self.wanted(query, image, minus) - self.everyday.mean(axis=0)  # what is special about it
+        pixels, picture = read_square(file, self.model.config.image_size), read_image(file, shrink_to=400)
+        heat = heat_map(self.model, pixels, wanted)
+        heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
+        share = np.asarray(heat, np.float32)[..., None] / 255 * 0.6
+        return np.uint8((1 - share) * picture + share * np.array([255, 30, 0]))
+
     def usual_score(self, embeddings):
         """Return what the best picture scores for all but two of the `EVERYDAY` prompts, or None without pictures.
 
@@ -251,7 +278,7 @@ class Gallery:
         """
         if not len(embeddings):
             return None
-        best, _ = search(embeddings, self.embed_prompts(EVERYDAY), 1)
+        best, _ = search(embeddings, self.everyday, 1)
         return float(np.sort(best[:, 0])[2])
 
     def nothing_fits(self, matches):
@@ -271,36 +298,6 @@ class Gallery:
         return remarks(whole, tower.max_tokens, prompt)
 
 
-def split_gallery(config, split=None):
-    """Return the split, its picture files, the stamps of all that decides which these are, and the splits there are.
-
-    An index whose stamps still hold knows the files, so that the captions need not be read again.
-    """
-    folder = dataset_folder(config.data_dir)
-    for name in [split] if split else ["test", "dev"]:
-        index = read_index(writable(folder / SPLIT_INDEX_NAME.format(name))) if folder.is_dir() else Index()
-        asked_for = split or ("test" if "test" in index.splits else "dev")
-        if index.sources and name == asked_for and all(
-                stamp(Path(path)) == mark for path, mark in index.sources.items()):
-            return name, [folder / file for file, *_ in index.files], index.sources, index.splits
-    from dataset import SPLIT_FILES, image_path, load_splits
-
-    if not folder.is_dir():
-        raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
-    tables = load_splits(config.data_dir, config.split_seed)
-    splits = [name for name, table in tables.items() if len(table)]
-    split = split or ("test" if "test" in splits else "dev")
-    if split not in splits:
-        raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
-    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
-    decides = {folder / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
-    decides |= {path.parent for table in tables.values()
-                for path in map(functools.partial(image_path, folder), table["image"])}
-    # new shards appear in a folder that also changes when an index is written there: their captions are always read
-    sources = {} if is_sharded(config.data_dir) else {str(path): stamp(path) for path in sorted(decides)}
-    return split, files, sources, splits
-
-
 # ---------------------------------------------------------------- what a person sees
 
 
@@ -311,8 +308,11 @@ def match_table(matches):
                                              for match, more in zip(matches, copies, strict=True))])
 
 
-def draw_matches(matches, title, path):
-    """Draw at most 50 matches in rows, best first, with the prompt as title and rank and score under each picture."""
+def draw_matches(matches, title, path, explain=None):
+    """Draw at most 50 matches in rows, best first, the prompt as title; under each picture its rank, score and name.
+
+    explain: a function of the file that returns the picture to draw, in place of the file's own.
+    """
     from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
 
     matches = matches[:MOST_DRAWN]
@@ -325,14 +325,17 @@ def draw_matches(matches, title, path):
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.set_axis_off()
         if place < len(matches):
+            file = matches[place].file
             try:
-                picture = Image.fromarray(read_image(matches[place].file, shrink_to=400))
+                picture = Image.fromarray(explain(file) if explain else read_image(file, shrink_to=400))
             except OSError:  # gone or damaged since it was embedded
                 picture = Image.new("RGB", (400, 400), "lightgrey")
             picture.thumbnail((400, 400))
             axes.imshow(picture)
+            name = file.name if len(file.name) <= 36 else f"{file.name[:35]}…"
             axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
                       ha="center", va="top", fontsize=11)
+            axes.text(0.5, -0.13, name, transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a prompt in letters that the font lacks is drawn as boxes
@@ -378,7 +381,8 @@ def main(flags):
         print(json.dumps({"query": wanted, "matches": found}), flush=True)
     if flags.picture and matches:
         try:
-            draw_matches(matches, title, flags.output)
+            explain = functools.partial(gallery.explain, query=prompts, image=flags.image, minus=flags.minus)
+            draw_matches(matches, title, flags.output, explain if flags.explain else None)
         except OSError as error:
             raise UserError(f"--output {flags.output} cannot be written: {error}") from None
         say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))

@@ -47,9 +47,9 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale):
 
 
 class StreamedClipLoss(torch.autograd.Function):
-    """`clip_loss` whose (N, N) logits are never in memory at once; arguments and result as there.
+    """`clip_loss` whose (N, N) logits are never in memory at once: only the sums over rows and columns are kept.
 
-    Only the sums over rows and columns are kept; the backward pass makes the logits again, block by block.
+    The backward pass makes the logits again, block by block.
     """
 
     @staticmethod
@@ -105,12 +105,9 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
 
 
 def shared_clip_loss(image_embeddings, text_embeddings, logit_scale):
-    """Return this process's part of `clip_loss` over the pairs of all processes; the mean of all parts is the whole.
-
-    Each process compares its own (B, D) images with all W * B texts, and its texts with all images.
-    """
+    """Return this process's part of `clip_loss` over the pairs of all processes; the mean of all parts is the whole."""
     labels = ranks()[0] * len(image_embeddings) + torch.arange(len(image_embeddings), device=logit_scale.device)
-    by_image = logit_scale * image_embeddings @ Gathered.apply(text_embeddings).T  # (B, W * B)
+    by_image = logit_scale * image_embeddings @ Gathered.apply(text_embeddings).T  # (B, W * B): images of its own
     by_text = logit_scale * text_embeddings @ Gathered.apply(image_embeddings).T
     return (F.cross_entropy(by_image, labels) + F.cross_entropy(by_text, labels)) / 2
 
@@ -163,11 +160,8 @@ class ImageEncoder(nn.Module):
         trained_with = {key: value for key, value in self.backbone.pretrained_cfg.items()
                         if key not in ("architecture", "url", "hf_hub_id", "file", "source")}
         write_json(directory / "config.json", {
-            "architecture": self.backbone.pretrained_cfg["architecture"],
-            "num_features": self.backbone.num_features,
-            "model_args": self.model_args,
-            "pretrained_cfg": trained_with,
-        })
+            "architecture": self.backbone.pretrained_cfg["architecture"], "num_features": self.backbone.num_features,
+            "model_args": self.model_args, "pretrained_cfg": trained_with})
 
 
 def timm_model_args(name):
@@ -234,6 +228,17 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`; on a CPU with 16 random bits for a number, where torch's 64 would take half the time of a step."""
+
+    def forward(self, features):
+        if not self.training or features.device.type != "cpu":
+            return super().forward(features)
+        bits = torch.empty(-(-features.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
+        kept = bits[: features.numel()].view(features.shape) >= self.p * 2**16 - 2**15
+        return features * kept / (1 - self.p)
+
+
 class ProjectionHead(nn.Module):
     """Features of a tower -> the shared space: (B, F) -> (B, D).
 
@@ -244,7 +249,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.projection = nn.Linear(feature_dim, embedding_dim)
         self.hidden = nn.Linear(embedding_dim, embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.norm = nn.LayerNorm(embedding_dim)
         # A random head scatters its outputs so widely that at temperature 0.07 the first loss is up to a tenth above
         # chance, ln B. This random shift is common to all outputs of a head, so that the logits differ less.
@@ -274,7 +279,7 @@ class CLIP(nn.Module):
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.feature_dropout = Dropout(config.feature_dropout)
 
     @classmethod
     def from_config(cls, config, captions=()):
@@ -328,10 +333,7 @@ class CLIP(nn.Module):
                 self.image_encoder.backbone.get_parameter(name).requires_grad_(False)
 
     def train(self, mode=True):
-        """Set training mode, except for what must stay as it is.
-
-        A frozen layer in training mode would still drop units out and move its BatchNorm statistics.
-        """
+        """Set training mode, except for frozen layers: these would drop units out and move BatchNorm statistics."""
         super().train(mode)
         for module in self.modules():
             parameters = list(module.parameters())
@@ -371,10 +373,7 @@ class CLIP(nn.Module):
         return torch.cat(images), torch.cat(texts)
 
     def loss(self, image_embeddings, text_embeddings):
-        """Return the configured loss of a batch of matching embeddings, a scalar.
-
-        Where several processes train, the mean of what they return is the loss of all their pairs together.
-        """
+        """Return the configured loss of a batch, a scalar; where several processes train, their mean is the loss."""
         pairs, scale, alone = (image_embeddings, text_embeddings), self.logit_scale.exp(), ranks()[1] == 1
         if self.config.loss == "clip":
             one_process = StreamedClipLoss.apply if len(image_embeddings) > 8 * STREAMED_ROWS else clip_loss

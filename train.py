@@ -127,17 +127,20 @@ def lr_share(step, steps, warmup):
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-@torch.no_grad()
-def update_average(average, model, share):
-    """Move the running mean of the weights towards the model's: average = share * average + (1 - share) * weights.
+def moving_weights(average, model):
+    """Return what training moves, of `average` and `model`: parameters and running statistics. Slow: once an epoch."""
+    pairs = [pair for pair in zip(average.parameters(), model.parameters(), strict=True) if pair[1].requires_grad]
+    for mean, now in zip(average.modules(), model.modules(), strict=True):
+        if now.training:  # a frozen BatchNorm's statistics stand still
+            buffers = zip(mean.buffers(recurse=False), now.buffers(recurse=False), strict=True)
+            pairs += [pair for pair in buffers if pair[0].is_floating_point()]
+    return tuple(map(list, zip(*pairs, strict=True)))
 
-    The weights circle round a better place than any they stop at (Izmailov et al. 2018).
-    """
-    for mean, now in zip(average.parameters(), model.parameters(), strict=True):
-        if now.requires_grad:
-            mean.lerp_(now, 1 - share)
-    for mean, now in zip(average.buffers(), model.buffers(), strict=True):  # BatchNorm's statistics and counter
-        mean.lerp_(now, 1 - share) if mean.is_floating_point() else mean.copy_(now)
+
+@torch.no_grad()
+def update_average(means, weights, share):
+    """Set means = share * means + (1 - share) * weights: these circle round a better place (Izmailov et al. 2018)."""
+    torch._foreach_lerp_(means, weights, 1 - share)
 
 
 def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint):
@@ -149,10 +152,9 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
     rank, world = ranks()
     start_epoch(loader, epoch)
     model.train()
-    losses, start = [], time.perf_counter()
+    (means, weights), losses, start = moving_weights(average, model), [], time.perf_counter()
     bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step", disable=rank > 0 or None)
-    for index, batch in enumerate(bar):
-        step = (epoch - 1) * len(loader) + index
+    for step, batch in enumerate(bar, (epoch - 1) * len(loader)):
         share = lr_share(step, config.epochs * len(loader), config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak_lr"]
@@ -167,7 +169,7 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
         # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it is disabled and does nothing.
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
         losses.append(loss.item())
         # fp16 overflows now and then: the scaler skips that step and halves its scale. Anything else is a real fault.
         overflow = scaler.is_enabled() and scaler.get_scale() > 1
@@ -180,14 +182,14 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
         scaler.update()
         model.clamp_logit_scale()
         # The mean looks back 1 / (1 - averaging) steps, and over fewer while there have been few.
-        update_average(average, model, min(config.averaging, (1 + step) / (10 + step)))
+        update_average(means, weights, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
-    heads = next(group for group in optimizer.param_groups if group["part"] == "heads")
     if world > 1:
         torch.distributed.all_reduce(losses := torch.tensor(losses, device=device) / world)
         losses = losses.tolist()
     return {
-        "train_loss": sum(losses) / len(losses), "first_loss": losses[0], "lr_heads": heads["lr"],
+        "train_loss": sum(losses) / len(losses), "first_loss": losses[0],
+        "lr_heads": next(group["lr"] for group in optimizer.param_groups if group["part"] == "heads"),
         "samples_per_second": round(len(losses) * world * loader.batch_size / (time.perf_counter() - start), 1),
         **skipped_samples(loader, device),
     }
@@ -200,8 +202,7 @@ def draw_curves(history, chance, path):
     """Draw training loss against chance, recall on dev, the logit scale, and the image-text gap, over the epochs."""
     from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
 
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    epochs, figure = [row["epoch"] for row in history], Figure(figsize=(13, 3.4), layout="constrained")
     loss, recall, scale, gap = figure.subplots(1, 4)
     loss.plot(epochs, [row["train_loss"] for row in history], marker=".")
     if chance:
@@ -240,9 +241,9 @@ def epoch_line(row, epochs):
     recalls = "  ".join(
         f"{arrow} " + "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
         for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")))
-    loss, seconds = f"loss {row['train_loss']:.3f}", f"{row['seconds']:.1f} s"
     skipped = f"  {row['skipped']:,} bad samples skipped" if row.get("skipped") else ""
-    return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {seconds}{skipped}"
+    loss = f"loss {row['train_loss']:.3f}"
+    return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {row['seconds']:.1f} s{skipped}"
 
 
 # ---------------------------------------------------------------- the run
@@ -369,9 +370,8 @@ def main(config, why):
         if remark := stuck(progress["history"], chance_loss(loader, config)):
             print(remark, flush=True)
 
-    best = average  # on a machine that cannot see the run folder, the weights come from the first process
-    if rank == 0:
-        best = CLIP.from_pretrained(config.run_dir / "best").to(device, memory_format=torch.channels_last)
+    # on a machine that cannot see the run folder, the weights come from the first process
+    best = average if rank else CLIP.from_pretrained(config.run_dir / "best").to(device)
     for tensor in best.state_dict().values() if world > 1 else ():
         torch.distributed.broadcast(tensor, 0)
     measured = {split: embed_split(best, splits[split], config.data_dir, 64, config.workers)

@@ -31,7 +31,7 @@ from config import PRESETS, one_line_errors, resolve_device
 from data.sample_scenes import all_scenes, captions_of
 from dataset import pad, tokenize, train_tokenizer
 from models import CLIP
-from train import parameter_groups, update_average
+from train import moving_weights, parameter_groups, update_average
 
 GFLOP = 24.3, 6.2 / 24  # forward and backward: of a photo at 224 pixels in ResNet50, of a token in DistilBERT
 
@@ -84,6 +84,7 @@ def steps(flags):
     model.to(resolve_device("cpu"), memory_format=torch.channels_last)
     pixels, average = pixels.contiguous(memory_format=torch.channels_last), copy.deepcopy(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
+    moving = moving_weights(average, model)
     while True:
         with model.autocast():
             embeddings = model(pixels, input_ids, mask)
@@ -91,7 +92,7 @@ def steps(flags):
         model.loss(*embeddings).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), model.config.grad_clip)
         optimizer.step()
-        update_average(average, model, 0.97)
+        update_average(*moving, 0.97)
         yield
 
 

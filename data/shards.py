@@ -111,7 +111,7 @@ class ShardPairs(IterableDataset):
                 if not left:
                     return
                 try:
-                    item = self.pairs.item(row, photo)
+                    item = row, self.pairs.pixels(row, photo)
                 except OSError as error:
                     say(error)
                     continue
@@ -122,6 +122,11 @@ class ShardPairs(IterableDataset):
             if left == before:
                 named = ", ".join(str(shard) for shard, _, _ in reads)
                 raise UserError(f"no photo of {named} can be read: leave it out of --data-dir")
+
+    def collate(self, items):
+        """Return the batch of (row, pixels) items, as the CaptionDataset makes it."""
+        rows, photos = zip(*items, strict=True)
+        return self.pairs.batch(list(rows), photos)
 
     def stream(self, reads, say):
         """Yield (row, bytes of the photo) of a `stretch`; say what is wrong with a shard, if anything."""

@@ -5,9 +5,11 @@ import math
 import torch
 from conftest import run_script
 
-from benchmarks import contrastive_loss, decoding, training_step
+from benchmarks import contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
 from benchmarks.seed_recipe import seed_loss
+from cache import Cached
 from config import checkpoint_dir
+from dataset import load_splits
 from models import CLIP
 
 
@@ -61,3 +63,34 @@ def test_the_benchmarks_of_speed_run(sample_dir, capsys):
     for way in ("ancestors", "ours", "ours, micro-batches"):
         run = training_step.steps(training_step.StepConfig(batch_size=2, micro_batch=1, way=way))
         next(run), next(run)
+
+
+def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower_flags, capsys):
+    frozen_epoch.main(frozen_epoch.EpochConfig(sample_dir, **tower_flags, photos=32, pairs=300, steps=1, rounds=1))
+    table = capsys.readouterr().out
+    assert "300 pairs" in table and "| ours, from cached features |" in table and "for 32 photos" in table
+    gallery.main(gallery.GalleryConfig(sample_dir / "Images", 8, "test_resnet", size=32, rounds=1))
+    table = capsys.readouterr().out
+    assert "8 photos at 32 px" in table and "| ours |" in table
+
+
+def test_repeated_features_stand_beside_their_captions(sample_dir):
+    table = load_splits(sample_dir)["train"].head(15)  # three photos, five captions each
+    cached = Cached(images=torch.arange(3.0).view(3, 1, 1), texts=torch.arange(15.0).view(15, 1))
+    whole, features = frozen_epoch.repeated(table, cached, pairs=7)
+    assert features.images.flatten().tolist() == [0, 1, 2, 0, 1, 2, 0] and whole["image"].nunique() == 7
+    captions = [table["caption"][int(row)] for row in features.texts]
+    assert list(whole["caption"]) == captions and len(captions) == 35
+
+
+def test_the_gpu_benchmark_says_where_there_is_none_and_its_parts_work(tmp_path, tower_flags, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main(gpu.GpuConfig())
+    assert capsys.readouterr().out.startswith("no GPU here")
+    flags = gpu.GpuConfig(batch_sizes=(4,), workers=0, photos=8)
+    model, (loader,) = gpu.set_up(tmp_path, flags, image_encoder="test_resnet", image_size=32,
+                                  text_encoder="scratch", scratch_layers=1, scratch_width=64)
+    batch = next(gpu.batches(loader))
+    assert batch[0].shape == (4, 3, 32, 32) and batch[1].shape == (4, 24)
+    assert gpu.rate(model, gpu.batches(loader), steps=1) > 0 and gpu.traffic(model, batch) > 0
+    assert all(peak > 0 for peak in gpu.peaks(torch.device("cpu"), size=64))

@@ -13,6 +13,7 @@ from PIL import Image
 from config import UserError
 from dataset import (
     CaptionDataset,
+    epoch_draws,
     image_loader,
     inspect_dataset,
     load_splits,
@@ -305,9 +306,9 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     assert len(pairs) == 96
     captions_of = table.groupby("image")["caption"].apply(set)
     for index in range(len(pairs)):
-        _, token_ids = pairs[index]
+        _, token_ids, _ = pairs.__getitems__([index])
         theirs = captions_of[pairs.photos.paths[index].name]
-        assert token_ids in tokenize(tokenizer, theirs, 64)
+        assert token_ids[0].tolist() in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
     assert [len(pixels) for pixels, _, _ in batches] == [32, 32, 32]
     assert batches[0][0].shape == (32, 3, 32, 32) and batches[0][0].dtype == torch.uint8
@@ -319,8 +320,15 @@ def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
     drawn = set()
     for epoch in range(40):
         pairs.epoch = epoch
-        drawn.add(tuple(pairs[0][1]))
+        drawn.add(tuple(pairs.__getitems__([0])[1][0].tolist()))
     assert drawn == {tuple(token_ids) for token_ids in tokenize(tokenizer, captions, 64)} and len(drawn) == 5
+
+
+def test_captions_are_drawn_evenly_and_apart_from_crops():
+    draws = np.concatenate([epoch_draws(0, epoch, 400) for epoch in range(20)])
+    counts = np.bincount(5 * (draws[:, 0] % 5) + draws[:, 1] % 5)  # caption and view, five of each
+    assert len(counts) == 25 and abs(counts - 320).max() < 90  # five standard deviations
+    assert (epoch_draws(0, 1, 50) == epoch_draws(0, 1, 400)[:50]).all()
 
 
 def test_the_same_epoch_is_the_same_for_any_number_of_workers(sample_dir):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from gallery import (
     PromptEncoder,
     encoder_folder,
     export_onnx,
+    heat_map,
     keep_encoder,
     read_index,
     search,
@@ -177,6 +179,56 @@ def test_a_split_is_read_again_when_its_captions_or_photos_change(tmp_path, samp
     assert Gallery(None, model_dir, progress=False).name == f"{data} (dev split)"
     with pytest.raises(UserError, match="has no test photos"):
         Gallery(None, model_dir, split="test", progress=False)
+
+
+# ---------------------------------------------------------------- why this picture
+
+
+class ColourFields(torch.nn.Module):
+    """A tower whose last feature map is the picture itself, in 8 x 8 fields of red, green and blue."""
+
+    image_size, feature_dim, mean, std = 64, 3, torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255.0)
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = self
+
+    def forward_features(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+    def forward_head(self, features, pre_logits):
+        return features.mean(dim=(2, 3))
+
+
+def test_a_heat_map_marks_what_was_asked_for_and_nothing_else():
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, :, 2] = 100  # blue everywhere
+    picture[8:24, 40:56] = [200, 0, 0]  # a red square: four fields of the map
+    model = SimpleNamespace(image_encoder=ColourFields(), image_head=torch.nn.Identity())
+    heat = heat_map(model, picture, np.array([1, 0, 0], np.float32))
+    expected = np.zeros((8, 8))
+    expected[1:3, 5:7] = 1
+    assert np.allclose(heat, expected, atol=1e-6)
+    blue = heat_map(model, picture, np.array([0, 0, 1], np.float32))
+    assert np.allclose(blue, 1 - expected, atol=1e-6)
+    assert not heat_map(model, np.zeros_like(picture), np.array([1, 0, 0], np.float32)).any()
+
+
+def test_a_heat_map_adds_up_to_the_score(tower_flags):
+    """What all fields add, before the negative ones are cut, is the score less that of no activation at all."""
+    config = replace(PRESETS["sample"], pretrained=True, image_size=None, max_tokens=32, **tower_flags)
+    model = CLIP.from_config(config).eval()
+    pixels, wanted = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), unit_rows(1, 256)[0]
+    fields = {}
+    torch.Tensor.relu, relu = lambda heat: fields.setdefault("heat", heat), torch.Tensor.relu
+    try:
+        heat_map(model, pixels, wanted, steps=2000)
+    finally:
+        torch.Tensor.relu = relu
+    with torch.no_grad():
+        score = model.encode_image(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0] @ torch.from_numpy(wanted)
+        nothing = torch.nn.functional.normalize(model.image_head(torch.zeros(1, model.image_encoder.feature_dim)))[0]
+    assert fields["heat"].sum().item() == pytest.approx((score - nothing @ torch.from_numpy(wanted)).item(), abs=1e-2)
 
 
 # ---------------------------------------------------------------- prompts

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from config import UserError
 from dataset import image_loader, split_table
 from gallery import Match, fingerprint, read_index
 from inference import INDEX_NAME, Gallery, draw_matches
-from models import CLIP
+from models import CLIP, ImageEncoder
 
 
 @pytest.fixture
@@ -275,6 +276,26 @@ def test_the_table_and_the_picture(workplace):
     assert "runs/first/best on 16 pictures" in lines[0] and lines[-1] == "wrote matches.png"
     with Image.open(workplace / "matches.png") as picture:
         assert picture.format == "PNG" and 600 < picture.width < 1200
+
+
+def test_explain_marks_the_pictures_and_says_where_it_cannot(workplace, folder, checkpoint, tmp_path):
+    ask = ["--query", "playing soccer", "--gallery", folder, "--top-k", "4"]
+    run_script("inference.py", *ask, "--output", "plain.png", cwd=workplace)
+    run_script("inference.py", *ask, "--output", "marked.png", "--explain", cwd=workplace)
+    names = "plain.png", "marked.png"
+    plain, marked = (np.asarray(Image.open(workplace / name).convert("RGB"), int) for name in names)
+    changed = np.abs(plain - marked).max(axis=2) > 20
+    assert plain.shape == marked.shape and 0.01 < changed.mean() < 0.7
+    assert (marked - plain)[changed][:, 0].mean() > (marked - plain)[changed][:, 1:].mean()  # redder
+
+    model = CLIP.from_pretrained(checkpoint)
+    transformer = CLIP(replace(model.config, image_encoder="test_vit", image_size=64),
+                       ImageEncoder("test_vit", False, 64), model.text_encoder)
+    transformer.save_pretrained(tmp_path / "vit")
+    ask += ["--explain", "--checkpoint", tmp_path / "vit"]
+    process = run_script("inference.py", *ask, cwd=workplace, check=False)
+    assert process.returncode == 2 and "rank  score  file" in process.stdout
+    assert "the image tower test_vit has no map of features to explain a picture by" in process.stderr
 
 
 def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):

@@ -16,6 +16,7 @@ from config import PRESETS, UserError, resolve_device, resolve_dtype
 from dataset import pad, tokenize, train_tokenizer
 from models import (
     CLIP,
+    Dropout,
     ImageEncoder,
     ProjectionHead,
     StreamedClipLoss,
@@ -397,6 +398,21 @@ def test_dropout_on_features_is_there_in_training_only(tower_flags):
     features = torch.ones(4, model.image_encoder.feature_dim)
     assert torch.equal(*(model.eval().encode_image(features) for _ in range(2)))
     assert not torch.equal(*(model.train().encode_image(features) for _ in range(2)))
+
+
+def test_dropout_drops_the_share_it_is_given_and_keeps_the_mean():
+    torch.manual_seed(0)
+    ones = torch.ones(501, 401, dtype=torch.bfloat16, requires_grad=True)  # not a multiple of four
+    dropped = Dropout(0.4)(ones)
+    assert dropped.dtype == torch.bfloat16 and dropped.shape == ones.shape
+    kept = dropped != 0
+    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.005)
+    assert (dropped[kept] == torch.tensor(1 / 0.6).bfloat16()).all()
+    for way in (0, 1):  # no row or column goes more often than another
+        assert (kept.float().mean(way) - 0.6).abs().max() < 0.12
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped)
+    assert torch.equal(Dropout(0.4).eval()(ones), ones) and torch.equal(Dropout(0.0)(ones), ones)
 
 
 def test_frozen_towers_are_in_eval_mode_and_heads_are_not(tower_flags):

@@ -83,13 +83,17 @@ def pairs_of(data_dir, size=32):
 def items_of(loader, epoch):
     """What an epoch shows, as a list of (pixels, token ids)."""
     start_epoch(loader, epoch)
+    return items_in(loader)
+
+
+def items_in(batches):
     return [(photo.permute(1, 2, 0).numpy().tobytes(), tuple(ids[mask.bool()].tolist()))
-            for batch in loader for photo, ids, mask in zip(*batch, strict=True)]
+            for batch in batches for photo, ids, mask in zip(*batch, strict=True)]
 
 
 def expected_items(pairs, epoch):
     pairs.epoch = epoch
-    return [(photo.numpy().tobytes(), tuple(ids)) for photo, ids in map(pairs.__getitem__, range(len(pairs)))]
+    return items_in(map(pairs.__getitem__, range(len(pairs))))
 
 
 # ---------------------------------------------------------------- the format

@@ -21,7 +21,7 @@ from config import PRESETS, Config, UserError, recover
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from evaluate import report_of
 from models import CLIP
-from train import lr_share, parameter_groups, stuck, train_one_epoch, update_average
+from train import lr_share, moving_weights, parameter_groups, stuck, train_one_epoch, update_average
 
 
 def lines_of(run_dir):
@@ -75,12 +75,15 @@ def test_heads_that_learn_alone_have_a_rate_of_their_own(tower_flags):
 def test_the_average_by_hand():
     model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
     model.weight.data.fill_(4.0)
-    model.num_batches_tracked.fill_(7)
-    update_average(average, model, 0.75)
+    model.running_var.fill_(2.0)
+    model.bias.requires_grad_(False).fill_(4.0)
+    update_average(*moving_weights(average, model), 0.75)
     assert average.weight.tolist() == [1.75, 1.75]  # 3/4 of 1 and 1/4 of 4
-    assert average.num_batches_tracked == 7
-    update_average(average, model, 0.0)
+    assert average.running_var.tolist() == [1.25, 1.25]
+    assert average.bias.tolist() == [0.0, 0.0]  # it does not learn
+    update_average(*moving_weights(average, model.eval()), 0.0)
     assert average.weight.tolist() == [4.0, 4.0]
+    assert average.running_var.tolist() == [1.25, 1.25]  # nor do statistics that stand still
 
 
 def test_a_loss_at_chance_is_reported():
