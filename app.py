@@ -20,6 +20,7 @@ import html
 import io
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from gallery import keep_encoder
 from inference import Gallery
 
 UPLOADS = tempfile.TemporaryDirectory(prefix="clip-uploads-")  # only its owner can look into it; gone at the end
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": UPLOADS.name}  # read when it is imported
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.realpath(UPLOADS.name)}
 try:
     import gradio as gr
     import uvicorn
@@ -58,13 +59,13 @@ DOORS = re.compile(
     r"|/(assets|static)/(?!.*\.\.)[\w./@-]+"
     r"|/gradio_api/(info|startup-events|heartbeat/\w+|queue/(join|data)|upload|upload_progress|cancel|reset)"
 )
-ANSWER_HEADERS = {  # the browser itself is to load nothing from elsewhere, and to show nothing of this elsewhere
-    "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
-                               "'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
+ANSWER_HEADERS = (  # the browser itself is to load nothing from elsewhere, and to show nothing of this elsewhere
+    (b"content-security-policy", b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' "
+                                 b"data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 def is_loopback(host):
@@ -109,17 +110,12 @@ class Guard:
     async def __call__(self, scope, receive, send):
         async def send_with_headers(message):
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *((name.lower().encode(), value.encode())
-                                                             for name, value in ANSWER_HEADERS.items())]
+                message["headers"] = [*message["headers"], *ANSWER_HEADERS]
             await send(message)
 
-        if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif refusal := self.refusal(scope):
-            status, reason = refusal
-            await PlainTextResponse(f"{reason}\n", status)(scope, receive, send_with_headers)
-        else:
-            await self.app(scope, receive, send_with_headers)
+        refusal = scope["type"] == "http" and self.refusal(scope)
+        app = PlainTextResponse(f"{refusal[1]}\n", refusal[0]) if refusal else self.app
+        await app(scope, receive, send_with_headers)
 
 
 # ---------------------------------------------------------------- what the page says and shows
@@ -225,11 +221,9 @@ class Page:
             return ""
         (prompts, example, minus), file = asked, self.gallery.files[row]
         try:
-            if not hasattr(self.gallery, "explain"):
-                raise UserError("this version cannot show what was looked at")
             with self.torch:
                 overlay = self.gallery.explain(file, prompts, image=example, minus=minus)
-            source, words = data_url(jpeg(overlay)), "Where the model found it, in "
+            source, words = data_url(jpeg(overlay)), "Red marks what answers, in "
         except (UserError, OSError) as error:
             source, words = f"picture/{row}", f"{text(error)}: "
         return (f'<figure><img src="{source}" alt=""><figcaption role="status">{words}{self.name(file)}</figcaption>'
@@ -262,9 +256,27 @@ ON_CLOSE = """element.addEventListener("click", event => {
 })"""
 
 
+class Blocks(gr.Blocks):
+    """Gradio's Blocks, but no request can have it open other files, or addresses, than what was uploaded."""
+
+    async def preprocess_data(self, block_fn, inputs, *rest, **more):
+        for file in files_in(inputs):
+            if Path(os.environ["GRADIO_TEMP_DIR"]) not in Path(os.path.realpath(str(file))).parents:
+                raise gr.Error("this file was not uploaded")
+        return await super().preprocess_data(block_fn, inputs, *rest, **more)
+
+
+def files_in(values):
+    """Yield all that a request gives as paths of files, at any depth."""
+    if isinstance(values, dict) and "path" in values:
+        yield values["path"]
+    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
+        yield from files_in(value)
+
+
 def build(page):
     """Return the page as Gradio's Blocks: what stands where, and which click asks what."""
-    with gr.Blocks(title="Find pictures", analytics_enabled=False, fill_width=True,
+    with Blocks(title="Find pictures", analytics_enabled=False, fill_width=True,
                    delete_cache=(600, 3600)) as blocks:
         asked, example_file = gr.State(), gr.State()
         with gr.Row(equal_height=True):
@@ -371,6 +383,7 @@ def open_gallery(flags, checkpoint, tell):
 
 
 def main(flags):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the uploads are removed then, too
     checkpoint = checkpoint_dir(flags.checkpoint)
     listener = listen(flags.host, flags.port)
     host, port = listener.getsockname()[:2]
