@@ -36,7 +36,8 @@ from gallery import keep_encoder
 from inference import Gallery
 
 UPLOADS = tempfile.TemporaryDirectory(prefix="clip-uploads-")  # only its owner can look into it; gone at the end
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": os.path.realpath(UPLOADS.name)}
+UPLOADED = Path(UPLOADS.name).resolve()
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(UPLOADED)}  # before it is imported
 try:
     import gradio as gr
     import uvicorn
@@ -60,11 +61,8 @@ DOORS = re.compile(
     r"|/gradio_api/(info|startup-events|heartbeat/\w+|queue/(join|data)|upload|upload_progress|cancel|reset)"
 )
 ANSWER_HEADERS = (  # the browser itself is to load nothing from elsewhere, and to show nothing of this elsewhere
-    (b"content-security-policy", b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; img-src 'self' "
-                                 b"data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'self' data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"),
 )
 
 
@@ -121,9 +119,13 @@ class Guard:
 # ---------------------------------------------------------------- what the page says and shows
 
 
+def whole(words):
+    """Return words without half characters, such as in names that are not UTF-8: they cannot be sent."""
+    return str(words).encode(errors="replace").decode().strip()
+
+
 def text(words):
-    """Return words as HTML that shows them; half characters, as in names that are not UTF-8, as question marks."""
-    return html.escape(str(words).encode(errors="replace").decode())
+    return html.escape(whole(words))
 
 
 def jpeg(pixels):
@@ -152,10 +154,9 @@ class Page:
         self.reduced = functools.lru_cache(1000)(lambda file: jpeg(read_image(file, shrink_to=SIDE)))  # 40 MB or so
 
     def warm(self):
-        """Load what prompts and examples need, which takes seconds, so that the first is answered as fast as the next.
+        """Load the model: here rather than while the page is up, for the first prompts would wait for seconds."""
+        import matplotlib.pyplot  # noqa: F401 - Gradio does it at the first click, and it takes half a second
 
-        Not while the page is up already: torch, as it is imported, leaves the first prompts waiting.
-        """
         with contextlib.suppress(UserError):
             self.gallery.search("a dog", 1, image=self.gallery.files[0])
 
@@ -178,19 +179,17 @@ class Page:
 
     def answer(self, prompt, minus, example, count, least):
         """Return the status line, the results, no explanation, and what was asked, to be explained later."""
-        start, found = time.perf_counter(), []
-        prompts, minus = ([words.strip().encode(errors="replace").decode()] if words and words.strip() else []
-                          for words in (prompt, minus))
+        start = time.perf_counter()
+        prompts, minus = ([words] if words else [] for words in map(whole, (prompt or "", minus or "")))
         if not prompts and not example:
             return says("Describe a picture in a few words, or upload one to find others like it."), "", "", None
-        count = min(max(int(count or 1), 1), MOST_SHOWN)
         with contextlib.nullcontext() if self.gallery.encoder and not example else self.torch:
             remarks = [remark for words in prompts + minus for remark in self.gallery.remarks(words)]
             try:
-                found = self.gallery.search(prompts, count, example, minus)
+                found = self.gallery.search(prompts, int(count), example, minus)
             except UserError as error:
                 return says(error, kind="problem"), "", "", None
-        matches = [match for match in found if least is None or match.score >= least]
+        matches = [match for match in found if match.score >= least]
         if not matches:
             remarks.append(f"No picture scores {least:g} or more: the best has {found[0].score:.3f}.")
         elif prompts and not minus and not example and (remark := self.gallery.nothing_fits(matches)):
@@ -200,10 +199,10 @@ class Page:
         return says(*remarks, line), results, "", (prompts, example, minus)
 
     def result(self, match):
-        row, name = self.rows[match.file], self.name(match.file)
-        copies = f"<span>and {len(match.copies)} that look the same</span>" if match.copies else ""
+        row, words = self.rows[match.file], self.name(match.file)
+        words += f"<br>and {len(match.copies)} that look the same" if match.copies else ""
         return (f'<li><button type="button" data-row="{row}" title="Show what was looked at"><img src="picture/{row}" '
-                f'alt=""><span><b>{match.rank}</b> {match.score:.3f}</span><span>{name}</span>{copies}</button></li>')
+                f'alt=""><span><b>{match.rank}</b> {match.score:.3f}</span><span>{words}</span></button></li>')
 
     def example(self, file):
         """Return the uploaded picture as the page shows it, and its path, or a message in its place, and None."""
@@ -222,12 +221,12 @@ class Page:
         (prompts, example, minus), file = asked, self.gallery.files[row]
         try:
             with self.torch:
-                overlay = self.gallery.explain(file, prompts, image=example, minus=minus)
+                overlay = self.gallery.explain(file, prompts, example, minus)
             source, words = data_url(jpeg(overlay)), "Red marks what answers, in "
         except (UserError, OSError) as error:
             source, words = f"picture/{row}", f"{text(error)}: "
         return (f'<figure><img src="{source}" alt=""><figcaption role="status">{words}{self.name(file)}</figcaption>'
-                '<button type="button" data-close>Close</button></figure>')
+                '<button type="button">Close</button></figure>')
 
 
 LOOK = """
@@ -237,7 +236,7 @@ LOOK = """
 .matches button {width: 100%; display: flex; flex-direction: column; padding: 6px; text-align: left; font-weight: 400}
 .matches img {width: 100%; aspect-ratio: 4 / 3; object-fit: cover; border-radius: 4px; background: #8883}
 .matches span {overflow-wrap: anywhere; font-size: 90%}
-.problem {color: #c00; font-weight: 600} .dark .problem {color: #f88}
+.problem {color: #c00} .dark .problem {color: #f88}
 figure img {width: 100%; max-height: 60vh; object-fit: contain} .example img {width: auto; max-height: 120px}
 .gradio-container :focus-visible {outline: 3px solid #e65100 !important; outline-offset: 2px}
 #side:not(:has(figure)) {display: none} #side {position: sticky; top: 8px; align-self: flex-start}
@@ -248,36 +247,28 @@ figure img {width: 100%; max-height: 60vh; object-fit: contain} .example img {wi
 }
 """
 ON_CLICK = """element.addEventListener("click", event => {
-  const button = event.target.closest("[data-row]");
-  if (button) trigger("select", {row: Number(button.dataset.row)});
-})"""
-ON_CLOSE = """element.addEventListener("click", event => {
-  if (event.target.closest("[data-close]")) props.value = "";
+  const button = event.target.closest("button");
+  if (button?.dataset.row) trigger("select", {row: Number(button.dataset.row)});
+  else if (button) props.value = "";
 })"""
 
 
 class Blocks(gr.Blocks):
-    """Gradio's Blocks, but no request can have it open other files, or addresses, than what was uploaded."""
+    """Gradio's Blocks, but a request can have no file opened, and no address, except what was uploaded."""
 
     async def preprocess_data(self, block_fn, inputs, *rest, **more):
-        for file in files_in(inputs):
-            if Path(os.environ["GRADIO_TEMP_DIR"]) not in Path(os.path.realpath(str(file))).parents:
-                raise gr.Error("this file was not uploaded")
+        asked = list(inputs)
+        for value in asked:  # grows as dictionaries and lists are taken apart
+            asked += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            path = value.get("path") if isinstance(value, dict) else None
+            if path and UPLOADED not in Path(os.path.realpath(str(path))).parents:
+                raise gr.Error("this was not uploaded")
         return await super().preprocess_data(block_fn, inputs, *rest, **more)
-
-
-def files_in(values):
-    """Yield all that a request gives as paths of files, at any depth."""
-    if isinstance(values, dict) and "path" in values:
-        yield values["path"]
-    for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        yield from files_in(value)
 
 
 def build(page):
     """Return the page as Gradio's Blocks: what stands where, and which click asks what."""
-    with Blocks(title="Find pictures", analytics_enabled=False, fill_width=True,
-                   delete_cache=(600, 3600)) as blocks:
+    with Blocks(title="Find pictures", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
         asked, example_file = gr.State(), gr.State()
         with gr.Row(equal_height=True):
             prompt = gr.Textbox(label="What should the pictures show?", placeholder="a dog running through water",
@@ -300,24 +291,24 @@ def build(page):
             with gr.Column(scale=3, min_width=200):
                 results = gr.HTML(js_on_load=ON_CLICK)
             with gr.Column(scale=2, min_width=200, elem_id="side"):
-                explanation = gr.HTML(js_on_load=ON_CLOSE)
+                explanation = gr.HTML(js_on_load=ON_CLICK)
 
-        rest, answers = [minus, example_file, count, least], [status, results, explanation, asked]
+        asking, answers = [minus, example_file, count, least], [status, results, explanation, asked]
         options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
 
-        def explain(asked, event: gr.EventData):
-            return page.explain(asked, getattr(event, "row", None))
+        def explain(asked, click: gr.EventData):
+            return page.explain(asked, getattr(click, "row", None))
 
-        gr.on([prompt.submit, find.click, minus.submit, count.release, least.release], page.answer, [prompt, *rest],
-              answers, api_name="search", **options)
+        gr.on([prompt.submit, find.click, minus.submit, count.change, least.change], page.answer, [prompt, *asking],
+              answers, api_name="search", trigger_mode="always_last", **options)
         for button in examples:
             button.click(None, button, prompt, js="words => words")
-            button.click(page.answer, [button, *rest], answers, api_name=False, **options)
-        upload.upload(page.example, upload, [example, example_file], api_name=False).success(
-            page.answer, [prompt, *rest], answers, api_name=False, **options)
-        forget.click(lambda: ("", None, None), None, [example, example_file, upload], api_name=False).then(
-            page.answer, [prompt, *rest], answers, api_name=False, **options)
-        results.select(explain, asked, explanation, api_name=False, **options)
+            button.click(page.answer, [button, *asking], answers, **options)
+        uploaded = upload.upload(page.example, upload, [example, example_file])
+        forgotten = forget.click(lambda: ("", None, None), None, [example, example_file, upload])
+        for event in (uploaded, forgotten):
+            event.success(page.answer, [prompt, *asking], answers, **options)
+        results.select(explain, asked, explanation, **options)
     return blocks.queue(max_size=256)
 
 
@@ -331,12 +322,11 @@ def server(app, host):
 
 
 def listen(host, port):
-    """Return a socket that listens on an address; raises UserError where that cannot be."""
+    """Return a socket that listens there, or raise a `UserError`."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise UserError(f"--host {host} --port {port} cannot be used: {error.strerror}; --port 0 takes any that is free"
-                        ) from None
+        raise UserError(f"--host {host} --port {port}: {error.strerror}; --port 0 takes any that is free") from None
 
 
 @contextlib.contextmanager
@@ -362,7 +352,7 @@ def waiting_page(listener, host):
 
 
 def open_gallery(flags, checkpoint, tell):
-    """Return the gallery, embedded, with its text tower ready for prompts; tells what it is doing."""
+    """Return the gallery, embedded and ready for prompts; tells what it is doing."""
 
     class Told(Gallery):
         def embed_files(self, files, progress=None):
