@@ -12,7 +12,7 @@ from conftest import ROOT
 
 import config
 
-SCRIPTS = ["config.py", "gallery.py", "dataset.py", "cache.py", "models.py", "evaluate.py", "train.py", "inference.py",
+SCRIPTS = ["config.py", "dataset.py", "cache.py", "models.py", "gallery.py", "evaluate.py", "train.py", "inference.py",
            "app.py"]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "benchmarks" / "README.md"]
 
