@@ -230,7 +230,7 @@ class Page:
 
 
 LOOK = """
-.gradio-container main {max-width: 1200px; margin: auto; padding: 12px !important}
+.gradio-container > .app {max-width: 1224px; margin: auto; padding: 12px !important}
 .html-container {padding: 0 !important} .html-container p {margin: 0 0 4px}
 .matches {display: grid; grid-template-columns: repeat(3, 1fr); gap: 12px; list-style: none; margin: 0; padding: 0}
 .matches button {width: 100%; display: flex; flex-direction: column; padding: 6px; text-align: left; font-weight: 400}
@@ -279,8 +279,8 @@ def build(page):
         with gr.Accordion("More ways to search", open=False):
             with gr.Row():
                 suffixes = sorted(IMAGE_SUFFIXES - {".heic"})  # so that a phone converts what it has in that format
-                upload = gr.UploadButton("Pictures like this one …", file_types=suffixes, min_width=150)
-                forget = gr.Button("Without an example", min_width=150)
+                upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
+                forget = gr.Button("Remove the example", min_width=150)
             with gr.Row():
                 minus = gr.Textbox(label="What should they not show?", min_width=200)
                 count = gr.Slider(1, MOST_SHOWN, 9, step=1, label="Number of results", min_width=200)
@@ -390,10 +390,9 @@ def main(flags):
         tell("loading the model")
         page.warm()
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} shows {page.about()}", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        server(app, flags.host).run([listener])
+    server(app, flags.host).run([listener])
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
         main(FLAGS)

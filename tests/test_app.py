@@ -1,5 +1,6 @@
 """app.py: driven as a person would, in a real browser; and what it refuses to those who are not at the page."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -37,12 +38,19 @@ def photos(sample_dir, checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(photos, checkpoint):
-    """The address of a running app.py."""
-    command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", photos, "--port", 0]
+    """The address of a running app.py, whose page says how far it is until it is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", photos, "--port", port]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=photos.parent)
-    line = process.stdout.readline()
-    assert f" shows {checkpoint} on 16 pictures of {photos}, 1 more cannot be read" in line
-    yield line.split()[0]
+    status, content = None, b""
+    while status is None and process.poll() is None:
+        with contextlib.suppress(ConnectionError):
+            status, content = get(f"http://127.0.0.1:{port}")
+    assert status == 503 and b"One moment: " in content
+    assert process.stdout.readline() == (
+        f"http://127.0.0.1:{port} shows {checkpoint} on 16 pictures of {photos}, 1 more cannot be read\n")
+    yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
 
@@ -120,7 +128,7 @@ def test_an_uploaded_picture_finds_itself_and_can_be_taken_back(page, photos):
     page.locator("input[type=file]").set_input_files(file)
     page.locator(".matches").wait_for()
     assert names(page)[0] == file.name and "pictures like" in page.locator(".example").inner_text()
-    page.get_by_role("button", name="Without an example").click()
+    page.get_by_role("button", name="Remove the example").click()
     page.get_by_text("Describe a picture in a few words").wait_for()
 
 
@@ -179,7 +187,7 @@ def test_the_keyboard_is_enough_and_every_field_has_a_name(page):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.labels?.[0]?.innerText "
                                   "|| document.activeElement.innerText"))
-    for name in (MINUS, "playing soccer", "Search", "Pictures like this one", "Number of results", "Least score"):
+    for name in (MINUS, "playing soccer", "Search", "Upload an example picture", "Number of results", "Least score"):
         assert any(name in words for words in reached), reached
 
 
