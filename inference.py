@@ -295,6 +295,7 @@ class Gallery:
         tower = self.model.text_encoder
         whole = copy.deepcopy(tower.tokenizer.backend_tokenizer)
         whole.no_truncation()
+        whole.no_padding()
         return remarks(whole, tower.max_tokens, prompt)
 
 
