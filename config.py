@@ -2,17 +2,17 @@
 
     python train.py --help        # the flags below, with these comments as their help text
 
-`Config` is what a training run is made of: it is saved in every checkpoint, so a model can be rebuilt, resumed
-and questioned without its command line. The two small classes after it are the flags of the other commands.
-Torch is imported only where a device is asked for: `--help` is answered at once."""
+`Config` is what a training run is made of, and is saved in every checkpoint; the small classes hold the flags of the
+other commands. Torch is imported only where a device is asked for, so `--help` is answered at once."""
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
@@ -153,12 +153,9 @@ def refuse(flags, names, allowed, holds):
 def checked_value(path, name, value, annotation):
     """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
     kinds = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
-    if value is None and type(None) in kinds:
-        return None
-    if Path in kinds and isinstance(value, str):
-        return Path(value)
-    if float in kinds and type(value) is int:
-        return float(value)
+    for kind, written_as in ((Path, str), (float, int)):
+        if kind in kinds and type(value) is written_as:
+            return kind(value)
     if any(value == kind if isinstance(kind, str) else type(value) is kind for kind in kinds):
         return value
     raise UserError(f"{path}: {name} cannot be {value!r}")
@@ -228,14 +225,29 @@ class InferenceConfig:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
-        if self.gallery is not None and self.split is not None:
-            raise UserError("--split chooses from the data the model was trained on: leave it out with --gallery")
+        refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
         refuse(self, "top_k batch_size", "at least 1", lambda v: v >= 1)
         refuse(self, "workers", "at least 0", lambda v: v >= 0)
 
 
+@dataclass(frozen=True)
+class AppConfig:
+    """Search a gallery in the browser."""
+
+    gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
+    split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
+    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    host: str = "127.0.0.1"  # address to listen on; with any but this one, other machines can look at the gallery
+    port: int = 7860  # port to listen on; 0: any that is free
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+
+    def __post_init__(self):
+        refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
+        refuse(self, "port", "from 0 to 65535", lambda v: 0 <= v <= 65535)
+
+
 def parse(kind, argv=None):
-    """Read the flags of `evaluate.py` or `inference.py` into `kind`."""
+    """Read the flags of `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
         return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 
@@ -250,28 +262,21 @@ def parse_train(argv=None):
         named = argv.pop(0) if argv and not argv[0].startswith("-") else None
         if named is not None and named not in PRESETS:
             raise UserError(f"there is no preset {named!r}: choose one of {', '.join(PRESETS)}")
-        there = PRESETS["flickr8k"].data_dir.is_dir()
-        preset = named or ("flickr8k" if there else "sample")
-        if named:
-            why = f"preset {preset}"
-        elif there:
-            why = "preset flickr8k, because data/flickr8k is there (the small one: python train.py sample)"
-        else:
-            why = ("preset sample, because there is no data/flickr8k "
-                   "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)")
-
-        def read(default):
-            return tyro.cli(Config, args=argv, default=default, prog=f"train.py [{'|'.join(PRESETS)}]",
-                            description=f"Train CLIP on pictures and captions. Shown: {why}.")
-
-        config = read(PRESETS[preset])
+        preset = named or ("flickr8k" if PRESETS["flickr8k"].data_dir.is_dir() else "sample")
+        because = {"flickr8k": "data/flickr8k is there (the small one: python train.py sample)",
+                   "sample": "there is no data/flickr8k "
+                             "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)"}
+        why = f"preset {preset}" + ("" if named else f", because {because[preset]}")
+        read = functools.partial(tyro.cli, Config, args=argv, prog=f"train.py [{'|'.join(PRESETS)}]",
+                                 description=f"Train CLIP on pictures and captions. Shown: {why}.")
+        config = read(default=PRESETS[preset])
         if config.resume:  # then the run's own settings are the defaults of a second reading
             for run_dir in [config.run_dir] if config.run_dir else Path("runs").glob("*"):
                 recover(run_dir / "last")
                 recover(run_dir / "best")
             run_dir = config.run_dir or newest_run("last/config.json", f"{named or ''}*")
             saved = replace(Config.load(run_dir / "last" / "config.json"), run_dir=run_dir, resume=True)
-            config, why = read(saved), f"resuming {run_dir}"
+            config, why = read(default=saved), f"resuming {run_dir}"
             if changes := differing_settings(saved, config):
                 why += " with " + ", ".join(changes)
         return replace(config, run_dir=config.run_dir or Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")), why
@@ -279,19 +284,17 @@ def parse_train(argv=None):
 
 def recover(directory):
     """Put back the previous version of a model directory if a kill came between the two renames that replace it."""
-    old = directory.with_name(f".{directory.name}.old")
-    if old.exists() and not directory.exists():
-        with contextlib.suppress(FileNotFoundError):  # another process was first
-            old.rename(directory)
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another process was first
+        if not directory.exists():
+            directory.with_name(f".{directory.name}.old").rename(directory)
 
 
 def newest_run(holding, pattern="*"):
     """Return the folder `runs/<pattern>` whose file `holding` was written last."""
-    files = sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        raise UserError(f"there is no {Path('runs') / pattern / holding} in {Path.cwd()}: train a model first (python "
-                        "train.py), or name one with --checkpoint")
-    return files[-1].parents[len(Path(holding).parts) - 1]
+    if files := sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime):
+        return files[-1].parents[len(Path(holding).parts) - 1]
+    raise UserError(f"there is no {Path('runs') / pattern / holding} in {Path.cwd()}: train a model first (python "
+                    "train.py), or name one with --checkpoint")
 
 
 def checkpoint_dir(given):
@@ -302,8 +305,7 @@ def checkpoint_dir(given):
 
 def differing_settings(before, after):
     """Return the settings in which two configs differ, as words: "epochs 3 -> 9"."""
-    pairs = {field.name: (getattr(before, field.name), getattr(after, field.name)) for field in fields(Config)}
-    return [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
+    return [f"{name} {old} -> {new}" for name, old in vars(before).items() if old != (new := getattr(after, name))]
 
 
 def check_run_dir(config):
@@ -367,9 +369,9 @@ def resolve_dtype(device, precision="auto"):
     """Return the torch.dtype that matrix products run in: float32, bfloat16 or float16."""
     import torch
 
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
     if precision != "auto":
-        if precision == "fp16" and device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if device.type == "cuda":  # emulated bf16 on older cards is slower than their fp16
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
@@ -392,9 +394,7 @@ def loading(tower, name, pretrained):
         reason = " ".join(str(error).split())[:240]
         takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
                  "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
-        hint = f"--{tower}-encoder takes {takes}"
-        if pretrained:
-            hint += ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or type "
-                     "--no-pretrained for random weights")
-        raise UserError(
-            f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). {hint}") from None
+        hint = pretrained * ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or "
+                             "type --no-pretrained for random weights")
+        raise UserError(f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). "
+                        f"--{tower}-encoder takes {takes}{hint}") from None

@@ -271,15 +271,17 @@ class PromptEncoder:
 
         about = json.loads((folder / "text.json").read_text(encoding="utf-8"))
         self.max_tokens, self.pad_id = about["max_tokens"], about["pad_id"]
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer, self.whole = (Tokenizer.from_file(str(folder / "tokenizer.json")) for _ in range(2))
+        self.tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer.enable_padding(pad_id=self.pad_id)  # set once, so that threads can share the two
+        self.whole.no_truncation()
+        self.whole.no_padding()
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.disable_prepacking", "1")  # it costs more than one prompt gains
         self.session = onnxruntime.InferenceSession(folder / "text.onnx", options, providers=["CPUExecutionProvider"])
 
     def tokens(self, texts):
         """Return token ids (Q, T) and mask (Q, T), int64, of texts; cut where they are too long."""
-        self.tokenizer.enable_truncation(self.max_tokens)
-        self.tokenizer.enable_padding(pad_id=self.pad_id)
         encoded = self.tokenizer.encode_batch(list(texts))
         return np.array([text.ids for text in encoded]), np.array([text.attention_mask for text in encoded])
 
@@ -288,9 +290,10 @@ class PromptEncoder:
 
 
 def remarks(tokenizer, max_tokens, prompt):
-    """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    """Return what a person should know about a prompt: that it is too long, or of words the model does not know.
+
+    tokenizer: one that cuts nothing.
+    """
     token_ids, lines = tokenizer.encode(prompt).ids, []
     if (more := len(token_ids) - max_tokens) > 0:
         lines.append(f"the prompt is too long: its last {more} tokens are not looked at")

@@ -291,9 +291,12 @@ class Gallery:
     def remarks(self, prompt):
         """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
         if self.encoder:
-            return remarks(self.encoder.tokenizer, self.encoder.max_tokens, prompt)
+            return remarks(self.encoder.whole, self.encoder.max_tokens, prompt)
         tower = self.model.text_encoder
-        return remarks(copy.deepcopy(tower.tokenizer.backend_tokenizer), tower.max_tokens, prompt)
+        whole = copy.deepcopy(tower.tokenizer.backend_tokenizer)
+        whole.no_truncation()
+        whole.no_padding()
+        return remarks(whole, tower.max_tokens, prompt)
 
 
 # ---------------------------------------------------------------- what a person sees

@@ -39,7 +39,7 @@ def test_reading_flags_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "inference.py"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "inference.py", "app.py"])
 def test_help_shows_field_comments_and_imports_no_torch(script):
     code = ("import runpy, sys\ntry:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit as end:\n    sys.exit(end.code or 'torch' in sys.modules)")
@@ -98,7 +98,7 @@ def test_impossible_flags_are_refused_and_named(flags, complaint, capsys):
     (["--minus", "a dog"], "say what to look for"),
     (["--query", "a dog", "--top-k", "0"], "--top-k 0 cannot be"),
     (["--query", "a dog", "--batch-size", "0"], "--batch-size 0 cannot be"),
-    (["--query", "a dog", "--gallery", ".", "--split", "dev"], "leave it out with --gallery"),
+    (["--query", "a dog", "--gallery", ".", "--split", "dev"], "left out with --gallery"),
 ])
 def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
     with pytest.raises(SystemExit) as stop:

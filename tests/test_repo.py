@@ -12,7 +12,8 @@ from conftest import ROOT
 
 import config
 
-SCRIPTS = ["config.py", "dataset.py", "cache.py", "models.py", "gallery.py", "evaluate.py", "train.py", "inference.py"]
+SCRIPTS = ["config.py", "dataset.py", "cache.py", "models.py", "gallery.py", "evaluate.py", "train.py", "inference.py",
+           "app.py"]
 PAGES = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "benchmarks" / "README.md"]
 
 
@@ -53,6 +54,7 @@ def test_every_command_of_the_readme_parses(words, tmp_path, monkeypatch):
         "train.py": lambda: config.parse_train(flags),
         "evaluate.py": lambda: config.parse(config.EvaluateConfig, flags),
         "inference.py": lambda: config.parse(config.InferenceConfig, flags),
+        "app.py": lambda: config.parse(config.AppConfig, flags),
     }[script]()
 
 
@@ -82,7 +84,8 @@ def test_the_top_level_is_closed():
 
 def test_imports_run_one_way():
     order = {script.removesuffix(".py"): place for place, script in enumerate(SCRIPTS)}
-    allowed = {"inference": {"config", "gallery", "dataset", "cache", "models"}}
+    allowed = {"inference": {"config", "gallery", "dataset", "cache", "models"},
+               "app": {"config", "gallery", "inference"}}
     for script in SCRIPTS:
         name = script.removesuffix(".py")
         tree = ast.parse((ROOT / script).read_text(encoding="utf-8"))
