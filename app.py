@@ -224,7 +224,8 @@ class Page:
                 overlay = self.gallery.explain(file, prompts, example, minus)
             source, words = data_url(jpeg(overlay)), "Red marks what answers, in "
         except (UserError, OSError) as error:
-            source, words = f"picture/{row}", f"{text(error)}: "
+            reason = error if isinstance(error, UserError) else "the file is gone or damaged by now"
+            source, words = f"picture/{row}", f"{text(reason)}: "
         return (f'<figure><img src="{source}" alt=""><figcaption role="status">{words}{self.name(file)}</figcaption>'
                 '<button type="button">Close</button></figure>')
 

@@ -31,7 +31,7 @@ def photos(sample_dir, checkpoint, tmp_path_factory):
                                       "--no-picture", "--top-k", 16, cwd=folder).stdout)["matches"]:
         shutil.copy2(file["file"], folder)
     first = min(folder.glob("*.jpg"))
-    first.rename(first.with_name("<b onmouseover=alert(1)>&.jpg"))
+    first.rename(first.with_name("<b onmouseover=alert(1)>&${value}{{#if}.jpg"))
     (folder / "broken.jpg").write_text("not a picture")
     return folder
 
@@ -157,7 +157,8 @@ def test_html_in_prompts_and_names_is_text(page):
     page.get_by_text("More ways to search").click()
     page.get_by_role("spinbutton", name="Number of results").fill("16")
     page.wait_for_function("document.querySelectorAll('.matches li').length == 16")
-    assert "<b onmouseover=alert(1)>&.jpg" in names(page) and page.locator("[onmouseover], [onerror]").count() == 0
+    assert "<b onmouseover=alert(1)>&${value}{{#if}.jpg" in names(page)
+    assert page.locator("[onmouseover], [onerror]").count() == 0
 
 
 def test_a_click_shows_what_in_the_picture_answers(page):
