@@ -33,7 +33,7 @@ from data.files import file_key, writable, write_file
 from data.tars import dataset_folder
 from dataset import CORES, image_loader, image_path, pad, read_square, tokenize, train_transform
 
-FORMAT = 1  # of what is kept: raise it when the way from a file to pixels or features changes
+FORMAT = 2  # of what is kept: raise it when the way from a file to pixels or features changes
 CACHE_FOLDER = ".clip-cache"  # inside the dataset folder; can be deleted at any time
 
 

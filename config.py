@@ -108,8 +108,8 @@ class Config:
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)
-        refuse(self, "workers weight_decay seed split_seed heads_first micro_batch epoch_shards", "at least 0",
-               lambda v: 0 <= v < 2**32)
+        counts = "workers weight_decay seed split_seed heads_first micro_batch epoch_shards"
+        refuse(self, counts, "at least 0", lambda v: 0 <= v < 2**32)
         refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
         for tower in ("image", "text"):
             if self.freeze in (tower, "both") and not self.is_pretrained(tower):
@@ -128,9 +128,8 @@ class Config:
     @staticmethod
     def load(path):
         """Read settings written by `save`. Fields added since then take their defaults."""
-        path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads((path := Path(path)).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
         except (OSError, ValueError) as error:
@@ -212,6 +211,7 @@ class InferenceConfig:
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return
+    fold: bool = True  # show pictures that look the same as one
     output: Path = Path("matches.png")  # the picture of the result
     picture: bool = True  # draw it
     explain: bool = False  # mark in it what answers the prompt, in red

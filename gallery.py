@@ -6,11 +6,14 @@
 Imports no torch and nothing that does: to import it takes seconds, and the whole answer to a prompt half of one.
 """
 
+import contextlib
 import copy
 import functools
-import hashlib
 import json
+import os
+import re
 import shutil
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass, field, replace
@@ -23,10 +26,12 @@ from data.files import stamp, user_cache, writable, write_file
 from data.tars import dataset_folder, is_sharded
 
 INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
+FORMAT = 2  # of the index and the kept text tower: raise it when what they hold changes
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 # Of looks. Of 500,000 pairs of photos none reached it; a photo does that is saved again, smaller, brighter or grey.
 ALIKE = 0.97
-FEW_ROWS = 50_000  # up to so many, numpy is quick enough to search
+LOOK = 192  # numbers that say how a picture looks: 8 x 8 fields of 3 colours
+FEW_ROWS = 50_000  # up to so many, or where torch is not imported, numpy searches
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
 HALF_ERROR = 2e-3
@@ -40,7 +45,7 @@ class Index:
 
     model: fingerprint of the checkpoint; model_files: the stamps of its files, which spare reading them again.
     files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
-    embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 64)
+    embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 192)
     float16, by which near-duplicates are told.
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
     usual: the score that the best picture for an everyday prompt has at least, or None where it is not known.
@@ -50,10 +55,11 @@ class Index:
     model_files: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
     embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))
-    looks: np.ndarray = field(default_factory=lambda: np.empty((0, 64), np.float16))
+    looks: np.ndarray = field(default_factory=lambda: np.empty((0, LOOK), np.float16))
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
     usual: float | None = None
+    format: int = FORMAT
 
     def about(self):
         """Return everything but the arrays, as plain types."""
@@ -78,10 +84,15 @@ def read_index(path):
         arrays = {name: np.memmap(path, np.float16, "c", start + tensors[name]["data_offsets"][0], tuple(shape))
                   if (shape := tensors[name]["shape"])[0] else np.empty(shape, np.float16)
                   for name in ("embeddings", "looks")}
-        if {len(rows) for rows in arrays.values()} == {sum(reason is None for _, _, reason in about["files"])}:
+        texts = str, type(None)
+        sound = about["format"] == FORMAT and re.fullmatch("[0-9a-f]{64}", about["model"]) and all(
+            isinstance(name, str) and isinstance(mark, texts) and isinstance(reason, texts)
+            and not name.startswith("/") and ".." not in name.split("/") for name, mark, reason in about["files"])
+        count = sum(reason is None for _, _, reason in about["files"])
+        if sound and len(arrays["embeddings"]) == count and arrays["looks"].shape == (count, LOOK):
             return Index(**arrays, **about)
-    except (OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError):
-        pass
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError):
+        pass  # there is none yet, or it is damaged, or not made by this program
     return Index()
 
 
@@ -109,12 +120,12 @@ def split_gallery(config, split=None):
 
     An index whose stamps still hold knows the files, so that the captions need not be read again.
     """
-    folder = dataset_folder(config.data_dir)
+    folder, seed = dataset_folder(config.data_dir), {"split_seed": config.split_seed}
     for name in [split] if split else ["test", "dev"]:
         index = read_index(writable(folder / SPLIT_INDEX_NAME.format(name))) if folder.is_dir() else Index()
         asked_for = split or ("test" if "test" in index.splits else "dev")
-        if index.sources and name == asked_for and all(
-                stamp(Path(path)) == mark for path, mark in index.sources.items()):
+        if index.sources and name == asked_for and index.sources == {
+                **seed, **{path: stamp(Path(path)) for path in index.sources if path not in seed}}:
             return name, [folder / file for file, *_ in index.files], index.sources, index.splits
     from dataset import SPLIT_FILES, image_path, load_splits
 
@@ -130,28 +141,9 @@ def split_gallery(config, split=None):
     decides |= {path.parent for table in tables.values()
                 for path in map(functools.partial(image_path, folder), table["image"])}
     # new shards appear in a folder that also changes when an index is written there: their captions are always read
-    sources = {} if is_sharded(config.data_dir) else {str(path): stamp(path) for path in sorted(decides)}
+    stamps = {str(path): stamp(path) for path in sorted(decides)}
+    sources = {} if is_sharded(config.data_dir) else {**stamps, **seed}
     return split, files, sources, splits
-
-
-def model_stamps(directory):
-    """Return what tells, without reading them, whether the files of a model directory are still the same.
-
-    Size and time alone may agree by chance or design; the inode and its time cannot be set by a program.
-    """
-    return {path.relative_to(directory).as_posix(): [(status := path.stat()).st_size, status.st_mtime_ns,
-                                                     status.st_ctime_ns, status.st_ino]
-            for path in sorted(directory.rglob("*")) if path.is_file()}
-
-
-def fingerprint(directory):
-    """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- search
@@ -173,9 +165,11 @@ def search(embeddings, queries, top_k):
     embeddings: (N, D) float16, unit length; queries: (Q, D) float32, unit length. Scores are float32 cosines.
     """
     top_k = min(top_k, len(embeddings))
-    if len(embeddings) <= FEW_ROWS:
+    if len(embeddings) <= FEW_ROWS or "torch" not in sys.modules:  # to import torch takes longer than a million rows
         everything = np.arange(len(embeddings))
-        best = [best_of(scores, everything, top_k) for scores in queries @ embeddings.astype(np.float32).T]
+        blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
+                  for start in range(0, len(embeddings), 8192)]
+        best = [best_of(scores, everything, top_k) for scores in np.concatenate(blocks, axis=1)]
     else:
         find = half_candidates if len(queries) <= 8 else block_candidates
         best = [best_of(embeddings[rows].astype(np.float32) @ query, rows, top_k)
@@ -185,27 +179,34 @@ def search(embeddings, queries, top_k):
 
 
 def look_of(pixels):
-    """Return (B, 64), what (B, 3, S, S) pictures look like from afar: the brightness of 8 x 8 fields, unit length."""
+    """Return (B, 192), what (B, 3, S, S) pictures look like from afar: the colours of 8 x 8 fields, unit length."""
     import torch.nn.functional as F
 
-    fields = F.adaptive_avg_pool2d(pixels.float().mean(dim=1, keepdim=True), 8).flatten(1)
+    fields = F.adaptive_avg_pool2d(pixels.float(), 8).flatten(1)
     return F.normalize(fields - fields.mean(dim=1, keepdim=True), dim=1)
 
 
-def folded(looks, rows):
-    """Return the places of rows (K,) in groups of pictures that look the same, the first of each being the best.
+def folded(looks, rows, most):
+    """Return the places of rows (K,) in at most `most` groups of pictures that look the same, the best of each first.
 
-    looks: (N, 64), as `look_of` gives it: cosines are correlations.
+    looks: (N, 192), as `look_of` gives it: cosines are correlations.
     """
-    likeness, groups = looks[rows].astype(np.float32) @ looks[rows].astype(np.float32).T, []  # (K, K)
-    for place in range(len(rows)):
-        group = next((group for group in groups if likeness[place, group[0]] >= ALIKE), None)
-        groups.append([place]) if group is None else group.append(place)
+    groups, firsts = [], np.empty((min(most, len(rows)), looks.shape[1]), np.float32)
+    for place, look in enumerate(looks[rows].astype(np.float32)):
+        alike = (firsts[: len(groups)] @ look >= ALIKE).nonzero()[0]
+        if len(alike):
+            groups[alike[0]].append(place)
+        elif len(groups) < most:
+            firsts[len(groups)] = look
+            groups.append([place])
     return groups
 
 
 def best_of(scores, rows, top_k):
     """Return the scores (K,) and numbers (K,) of the best of some rows; of equal ones the first comes first."""
+    if len(scores) > 4 * top_k:  # those that can be among the best, before they are sorted
+        least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
+        scores, rows = scores[scores >= least], rows[scores >= least]
     order = np.lexsort((rows, -scores))[:top_k]
     return scores[order], rows[order]
 
@@ -246,9 +247,9 @@ def heat_map(model, pixels, wanted, steps=12):
     wanted, pixels = (torch.from_numpy(array).to(tower.mean.device) for array in (wanted, pixels))
     with torch.no_grad():
         features = tower.backbone.forward_features((pixels.permute(2, 0, 1)[None] - tower.mean) / tower.std)
-    if features.ndim != 4 or features.shape[1] != tower.feature_dim:
+    if features.ndim != 4 or features.shape[-1] == tower.backbone.num_features:  # tokens, or channels last
         raise UserError(f"the image tower {model.config.image_encoder} has no map of features to explain a picture by: "
-                        "convolutional towers have, such as resnet50")
+                        "convolutional towers such as resnet50 have")
     part = (torch.linspace(1 / steps, 1, steps, device=features.device).view(-1, 1, 1, 1) * features).requires_grad_()
     embeddings = F.normalize(model.image_head(tower.backbone.forward_head(part, pre_logits=True)), dim=-1)  # (steps, D)
     (gradient,) = torch.autograd.grad((embeddings @ wanted).sum(), part)  # (steps, F, h, w)
@@ -308,7 +309,7 @@ def remarks(tokenizer, max_tokens, prompt):
 
 def encoder_folder(model_hash):
     """Return where the text tower of a model is kept ready for prompts: in the user's cache, where only he writes."""
-    return user_cache() / f"text-{model_hash[:32]}"
+    return user_cache() / f"text-{FORMAT}-{model_hash[:32]}"
 
 
 def export_onnx(model, folder, towers=("text", "image")):
@@ -348,30 +349,50 @@ def export_onnx(model, folder, towers=("text", "image")):
         write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
 
 
+def open_encoder(model_hash):
+    """Return the `PromptEncoder` that is kept of a model, or None; one that is damaged is thrown away."""
+    folder = encoder_folder(model_hash)
+    if not (folder / "text.onnx").is_file():
+        return None
+    try:
+        with contextlib.suppress(PermissionError):
+            os.utime(folder)  # used just now
+        return PromptEncoder(folder)
+    except Exception:  # onnxruntime and tokenizers have their own for each fault
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
 def keep_encoder(model, model_hash):
     """Keep the text tower of a model ready for the next prompt; returns why that is not possible, or None."""
     import torch
 
-    folder, prompts, reason = encoder_folder(model_hash), ["a dog runs through the water", "sunset"], None
+    from dataset import pad, tokenize
+
+    folder, prompts, reason = encoder_folder(model_hash), ["A DOG runs through the water", "sunset"], None
     if folder.exists():  # also where it was tried in vain
         return None
+    tower, device = model.text_encoder, model.logit_scale.device
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             (new := Path(scratch) / "text").mkdir()
             try:
                 export_onnx(model, new, ["text"])
-                encode, device = PromptEncoder(new), model.logit_scale.device
+                input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
                 with torch.inference_mode():
-                    expected = model.encode_text(*(torch.from_numpy(ids).to(device) for ids in encode.tokens(prompts)))
-                if (error := np.abs(encode(prompts) - expected.cpu().numpy()).max()) > 1e-5:
+                    expected = model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
+                if (error := np.abs(PromptEncoder(new)(prompts) - expected).max()) > 1e-5:
                     raise ValueError(f"it differs by {error:.1e}")
+            except (OSError, MemoryError):  # of this moment, not of the model
+                raise
             except Exception as error:  # the exporter has its own for each thing that it does not know
                 reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
                 (new / "text.onnx").unlink(missing_ok=True)
             new.rename(folder)
-        for old in sorted(folder.parent.glob("text-*"), key=lambda kept: kept.stat().st_mtime)[:-PROMPT_ENCODERS]:
-            shutil.rmtree(old)
-    except OSError as error:
-        reason = str(error)
+        kept = sorted((os.stat(old).st_mtime, old) for old in folder.parent.glob("text-*"))
+        for _, old in kept[:-PROMPT_ENCODERS]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, MemoryError) as error:
+        return None if (folder / "text.onnx").is_file() else str(error)  # another process may have been first
     return reason

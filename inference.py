@@ -9,7 +9,7 @@ are unchanged. A query is then one pass of the text tower and one matrix product
 
     >>> gallery = Gallery("~/Pictures")
     >>> gallery.search("two dogs playing in the snow", top_k=1)
-    [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41)]
+    [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41, copies=())]
 """
 
 from config import Config, InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
@@ -17,7 +17,6 @@ from config import Config, InferenceConfig, UserError, checkpoint_dir, one_line_
 if __name__ == "__main__":
     FLAGS = parse(InferenceConfig)  # first of all, so that --help and a mistyped flag answer at once
 
-import contextlib
 import copy
 import functools
 import json
@@ -32,22 +31,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import IMAGE_SUFFIXES, picture_files, read_image, stamp, writable
+from data.files import IMAGE_SUFFIXES, fingerprint, model_stamps, picture_files, read_image, stamp, writable
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
 from gallery import (
     INDEX_NAME,
+    LOOK,
     SPLIT_INDEX_NAME,
     Index,
     Match,
-    PromptEncoder,
-    encoder_folder,
-    fingerprint,
     folded,
     heat_map,
     index_of,
     keep_encoder,
     look_of,
-    model_stamps,
+    open_encoder,
     read_index,
     remarks,
     search,
@@ -79,6 +76,7 @@ class Gallery:
         where there is no test).
     checkpoint: a model directory; None takes best/ of the newest run.
     progress: show a progress bar on standard error while pictures are embedded.
+    leave_out: the absolute path of a file that is not to be searched, such as the picture of the last result.
 
     Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
     cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
@@ -86,9 +84,8 @@ class Gallery:
     empty folder is an empty gallery.
     """
 
-    def __init__(
-        self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True
-    ):
+    def __init__(self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True,
+                 leave_out=None):
         self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
         self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
         if folder is None:
@@ -102,17 +99,19 @@ class Gallery:
             if not self.root.is_dir():
                 raise UserError(f"--gallery {self.name} is not a folder")
             files = tar_pictures(folder) if tars else picture_files(folder)
+            files = [file for file in files if os.path.abspath(file) != leave_out]
             index_name = SPLIT_INDEX_NAME.format(folder.name) if tars else INDEX_NAME
         self.index_path, self.unsaved = writable(self.root / index_name), None
+        there = self.index_path if self.index_path.exists() else self.root / index_name  # made before it was read-only
         if ranks()[1] > 1:  # they share the embedding, and look at the folder at different moments
             from cache import from_first
 
             resolve_device(device)
             files = from_first(files)
 
-        known, model_files = read_index(self.index_path), model_stamps(self.checkpoint)
+        known, model_files = read_index(there), model_stamps(self.checkpoint)
         self.model_hash = known.model if known.model_files == model_files else fingerprint(self.checkpoint)
-        if known.model != self.model_hash:  # embeddings of another model mean nothing to this one
+        if known.model != self.model_hash or known.embeddings.shape[1] != self.config.embedding_dim:  # another model's
             known = Index(embeddings=np.empty((0, self.config.embedding_dim), np.float16))
         about = Index(self.model_hash, model_files, sources=sources, splits=splits)
         index, self.embedded = self.updated(about, known, files, "embedding pictures" if progress else None)
@@ -141,7 +140,7 @@ class Gallery:
             from cache import from_first
 
             new = from_first(new)
-        part_size = max(512, len(new) // 20)
+        part_size = max(512, len(marks) // 20)
         for start in range(0, len(new), part_size):
             part = new[start : start + part_size]
             title = bar and f"{bar}, {start + len(part):,} of {len(new):,}"
@@ -175,12 +174,7 @@ class Gallery:
     @functools.cached_property
     def encoder(self):
         """The `PromptEncoder` of the model, or None where there is none yet, or where a GPU was asked for by name."""
-        folder = encoder_folder(self.model_hash)
-        if self.device != "cuda" and ranks()[1] == 1 and (folder / "text.onnx").is_file():
-            with contextlib.suppress(OSError):
-                os.utime(folder)  # used just now
-            return PromptEncoder(folder)
-        return None
+        return open_encoder(self.model_hash) if self.device != "cuda" and ranks()[1] == 1 else None
 
     @functools.cached_property
     def everyday(self):
@@ -188,7 +182,7 @@ class Gallery:
         return self.embed_prompts(EVERYDAY)
 
     def embed_files(self, files, progress=None):
-        """Return (n, D) float16 embeddings and (n, 64) looks of the readable files, and {place: OSError} of others."""
+        """Return (n, D) float16 embeddings and (n, 192) looks of the readable files, and {place: OSError} of others."""
         import torch
 
         from cache import embed_images
@@ -199,8 +193,9 @@ class Gallery:
 
         loader = image_loader(files, self.model.config.image_size, *self.loading)
         rows, _, faults = embed_images(self.model, loader, both, progress)
-        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + 64)
-        return *(part.half().numpy() for part in rows.split([self.config.embedding_dim, 64], dim=1)), faults
+        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + LOOK)
+        widths = [self.config.embedding_dim, LOOK]  # a model gone wrong finds nothing, and breaks nothing
+        return *(part.half().numpy() for part in rows.nan_to_num(0, 0, 0).split(widths, dim=1)), faults
 
     def embed_prompts(self, prompts):
         """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
@@ -215,19 +210,21 @@ class Gallery:
             input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
             return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
 
-    def search(self, query=(), top_k=9, image=None, minus=(), threshold=None):
+    def search(self, query=(), top_k=9, image=None, minus=(), threshold=None, fold=True):
         """Return the best `Match`es, best first: at most top_k, fewer in a smaller gallery.
 
         query: a prompt, or several that count alike; image: an example, instead of or beside them; minus: prompts to
-        keep away from; threshold: the least score. Pictures that look the same are one match, with `copies`.
-        Raises UserError if the example cannot be read.
+        keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
+        Raises UserError if nothing is asked for, or the example cannot be read.
         """
-        matches = self.rank(self.wanted(query, image, minus), top_k)
+        matches = self.rank(self.wanted(query, image, minus), top_k, fold)
         return [match for match in matches if threshold is None or match.score >= threshold]
 
     def wanted(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments and errors as for `search`."""
         queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
+        if not queries and image is None:
+            raise UserError("say what to look for: a prompt, or an example picture")
         parts = [self.embed_prompts(queries)] if queries else []
         if image is not None:
             example, _, faults = self.embed_files([image])
@@ -243,20 +240,17 @@ class Gallery:
         """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
         return self.search(image=file, top_k=top_k)
 
-    def rank(self, embedding, top_k):
+    def rank(self, embedding, top_k, fold=True):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
-        count = 2 * top_k + 16  # what looks the same scores the same, so the copies are among the next
-        while self.files:
-            scores, rows = (best[0] for best in search(self.embeddings, embedding[None], count))
-            groups = folded(self.looks, rows)
-            if len(groups) >= top_k or len(rows) == len(self.files):
-                files = [self.files[row] for row in rows]
-                return [Match(rank, files[first], float(scores[first]), tuple(files[place] for place in rest))
-                        for rank, (first, *rest) in enumerate(groups[:top_k], start=1)]
-            count *= 2
-        return []
+        if not self.files:
+            return []
+        scores, rows = (best[0] for best in search(self.embeddings, embedding[None], 10 * top_k + 1000))
+        groups = folded(self.looks, rows, top_k) if fold else [[place] for place in range(len(rows))][:top_k]
+        files = [self.files[row] for row in rows]
+        return [Match(rank, files[first], float(scores[first]), tuple(files[place] for place in rest))
+                for rank, (first, *rest) in enumerate(groups, start=1)]
 
-    def explain(self, file, query=(), image=None, minus=()):
+    def explain(self, file, query=(), image=None, minus=(), wanted=None):
         """Return a picture (H, W, 3) uint8 in which red marks what answers the prompt or example.
 
         Raises UserError for an image tower without a feature map, such as a vision transformer, and as `search` does;
@@ -264,7 +258,8 @@ class Gallery:
         """
         from dataset import read_square
 
-        wanted = self.wanted(query, image, minus) - self.everyday.mean(axis=0)  # what is special about it
+        wanted = self.wanted(query, image, minus) if wanted is None else wanted
+        wanted = wanted - self.everyday.mean(axis=0)  # what is special about it
         pixels, picture = read_square(file, self.model.config.image_size), read_image(file, shrink_to=400)
         heat = heat_map(self.model, pixels, wanted)
         heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
@@ -304,7 +299,7 @@ class Gallery:
 
 def match_table(matches):
     """Return the matches as lines of text."""
-    copies = [f"  (and {len(match.copies)} that look the same)" * bool(match.copies) for match in matches]
+    copies = [f"  (like it: {', '.join(copy.name for copy in match.copies)})" * bool(match.copies) for match in matches]
     return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}{more}"
                                              for match, more in zip(matches, copies, strict=True))])
 
@@ -333,7 +328,8 @@ def draw_matches(matches, title, path, explain=None):
                 picture = Image.new("RGB", (400, 400), "lightgrey")
             picture.thumbnail((400, 400))
             axes.imshow(picture)
-            name = file.name if len(file.name) <= 36 else f"{file.name[:35]}…"
+            name = os.fsencode(file.name).decode(errors="replace")
+            name = name if len(name) <= 36 else f"{name[:35]}…"
             axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
                       ha="center", va="top", fontsize=11)
             axes.text(0.5, -0.13, name, transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
@@ -352,7 +348,8 @@ def main(flags):
     if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
-    gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers)
+    gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers,
+                      leave_out=os.path.abspath(flags.output))
     for reason in gallery.skipped.values():
         say(f"skipped: {reason}")
     if not gallery.files:
@@ -365,25 +362,26 @@ def main(flags):
     prompts, like = [*flags.query, *flags.plus], f"pictures like {flags.image.name}" if flags.image else None
     for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.remarks(prompt)}:
         say(remark)
-    matches = gallery.search(prompts, flags.top_k, flags.image, flags.minus, flags.threshold)
-    title = " + ".join(filter(None, [like, *prompts])) + "".join(f" - {prompt}" for prompt in flags.minus)
-    wanted = title if prompts or flags.minus else str(flags.image)
+    wanted = gallery.wanted(prompts, flags.image, flags.minus)
     if ranks()[0] > 0:  # of several processes that shared the work, the first shows the result
         return
+    found = gallery.rank(wanted, flags.top_k, flags.fold)
+    matches = [match for match in found if flags.threshold is None or match.score >= flags.threshold]
+    title = " + ".join(filter(None, [like, *prompts])) + "".join(f" - {prompt}" for prompt in flags.minus)
     say(f"\n{title}\n{match_table(matches)}")
     if not matches:
-        best = gallery.search(prompts, 1, flags.image, flags.minus)[0].score
-        say(f"no picture scores {flags.threshold} or more: the best is {best:.3f}")
+        say(f"no picture scores {flags.threshold} or more: the best is {found[0].score:.3f}")
     elif len(prompts) == 1 and not (like or flags.minus) and (remark := gallery.nothing_fits(matches)):
         say(remark)
     if flags.json:
-        found = [{"rank": match.rank, "file": str(match.file), "score": match.score}
-                 | ({"copies": list(map(str, match.copies))} if match.copies else {}) for match in matches]
-        print(json.dumps({"query": wanted, "matches": found}), flush=True)
+        rows = [{"rank": match.rank, "file": str(match.file), "score": match.score}
+                | ({"copies": list(map(str, match.copies))} if match.copies else {}) for match in matches]
+        asked = title if prompts or flags.minus else str(flags.image)
+        print(json.dumps({"query": asked, "matches": rows}), flush=True)
     if flags.picture and matches:
         try:
-            explain = functools.partial(gallery.explain, query=prompts, image=flags.image, minus=flags.minus)
-            draw_matches(matches, title, flags.output, explain if flags.explain else None)
+            explain = functools.partial(gallery.explain, wanted=wanted) if flags.explain else None
+            draw_matches(matches, title, flags.output, explain)
         except OSError as error:
             raise UserError(f"--output {flags.output} cannot be written: {error}") from None
         say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))

@@ -232,7 +232,7 @@ class Dropout(nn.Dropout):
     """`nn.Dropout`; on a CPU with 16 random bits for a number, where torch's 64 would take half the time of a step."""
 
     def forward(self, features):
-        if not self.training or features.device.type != "cpu":
+        if not self.training or self.p in (0, 1) or features.device.type != "cpu":
             return super().forward(features)
         bits = torch.empty(-(-features.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
         kept = bits[: features.numel()].view(features.shape) >= self.p * 2**16 - 2**15

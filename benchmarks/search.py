@@ -45,8 +45,8 @@ def main(flags):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index.safetensors"
         files = [[f"{row}.jpg", "", None] for row in range(flags.rows)]
-        looks = np.zeros((flags.rows, 64), np.float16)
-        write_index(path, Index(files=files, embeddings=whole.astype(np.float16), looks=looks))
+        looks = np.zeros((flags.rows, 192), np.float16)
+        write_index(path, Index("0" * 64, files=files, embeddings=whole.astype(np.float16), looks=looks))
         half, size = read_index(path).embeddings, path.stat().st_size
 
         def plain(queries):

@@ -1,4 +1,4 @@
-"""Files: which of them are pictures, what is in a picture, what tells that it has changed, and writing safely.
+"""Files: which of them are pictures, what is in a picture, what tells that a file has changed, and writing safely.
 
 Imports no torch, as nothing does that a prompt to an embedded gallery needs: torch alone takes seconds.
 """
@@ -22,9 +22,12 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
 
 def picture_files(folder):
     """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
-    files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
-    return sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    files = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [os.path.join(parent, name) for name in names
+                  if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")]
+    return sorted(map(Path, files))
 
 
 def read_image(path, shrink_to=None, content=None):
@@ -39,6 +42,8 @@ def read_image(path, shrink_to=None, content=None):
     try:
         if content is None and tar_of(path):
             content = contents(path)
+        if content is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError("not a file")
         with Image.open(path if content is None else BytesIO(content)) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
@@ -67,15 +72,37 @@ def read_image(path, shrink_to=None, content=None):
 def stamp(path):
     """Return size and time of change of a file, or of the tar it lies in, as text; None where there is no such file."""
     try:
-        status = (tar_of(path) or path).stat()
+        status = os.stat(path)
     except OSError:
-        return None
+        if (tar := tar_of(path)) is None:
+            return None
+        status = tar.stat()
     return f"{status.st_size}|{status.st_mtime_ns}"
 
 
 def file_key(file, folder):
     """Return what identifies a file of a folder and its content: its name and stamp."""
     return f"{file.relative_to(folder).as_posix()}|{stamp(file) or 'missing'}"
+
+
+def model_stamps(directory):
+    """Return what tells, without reading them, whether the files of a model directory are still the same.
+
+    Size and time alone may agree by chance or design; the inode and its time cannot be set by a program.
+    """
+    return {path.relative_to(directory).as_posix(): [(status := path.stat()).st_size, status.st_mtime_ns,
+                                                     status.st_ctime_ns, status.st_ino]
+            for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def fingerprint(directory):
+    """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
+        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def user_cache():
@@ -88,7 +115,7 @@ def writable(path):
     folder = next(parent for parent in path.parents if parent.is_dir())
     if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
         return path
-    return user_cache() / hashlib.sha256(str(path.parent.resolve()).encode()).hexdigest()[:24] / path.name
+    return user_cache() / hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:24] / path.name
 
 
 def write_file(path, content):

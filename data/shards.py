@@ -45,7 +45,8 @@ class ShardPairs(IterableDataset):
 
     The photos of an epoch, shard after shard in a shuffled order, are cut into equal stretches, one for each process,
     and these into whole batches for its workers. So all processes make the same number of steps, without which they
-    would wait for each other for ever; no photo is shown twice; and only shards at a cut are read by more than one. A
+    would wait for each other for ever; no photo is shown twice, unless shards
+    differ so much in size that an epoch of small ones must begin again; and only shards at a cut are read by two. A
     worker reads from front to end and draws from the `SHUFFLED` photos that it has read last.
 
     All is drawn from (seed, epoch) and which worker of how many it is. Epoch e shows the shards from (e - 1) * K to
@@ -60,7 +61,7 @@ class ShardPairs(IterableDataset):
             tar = tar_of(path)
             self.row_of[str(tar / parts_of(path.relative_to(tar).as_posix())[1])] = row
             self.photos_in[tar] += 1
-        world, self.shown = ranks()[1], epoch_shards or len(self.photos_in)
+        world, self.shown = ranks()[1], min(epoch_shards or len(self.photos_in), len(self.photos_in))
         photos = len(pairs) * self.shown // len(self.photos_in)  # of an average epoch: all epochs have as many steps
         self.batch_size = min(batch_size, photos) // world
         if not self.batch_size:
@@ -76,11 +77,13 @@ class ShardPairs(IterableDataset):
     def shards_of_epoch(self):
         """Return the shards that all processes together show in this epoch, in order."""
         shards, first = sorted(self.photos_in), (self.epoch - 1) * self.shown
-        chosen = []
-        for place in range(first, first + self.shown):
-            lap, place = divmod(place, len(shards))
-            chosen.append(shards[np.random.default_rng((self.seed, lap)).permutation(len(shards))[place]])
-        return chosen
+        row, lap = [], 0
+        while len(row) < first + self.shown:
+            order = [shards[place] for place in np.random.default_rng((self.seed, lap)).permutation(len(shards))]
+            begun = row[len(row) - len(row) % self.shown :]  # by an epoch that this lap ends: not twice in it
+            row += sorted(order, key=lambda shard: shard in begun)
+            lap += 1
+        return row[first : first + self.shown]
 
     def stretch(self, worker, workers):
         """Return [(shard, first, end)]: the photos, counted in each shard, that a worker of this process shows."""
@@ -143,9 +146,11 @@ class ShardPairs(IterableDataset):
                 files = tars.tar_file_expander([{"url": str(shard), "stream": file}], **noted)
                 for sample in tars.group_by_keys(files, **noted):
                     row = self.row_of.get(str(shard / posixpath.normpath(sample["__key__"]).lstrip("/")))
-                    photo = next((sample[suffix] for suffix in PICTURES if suffix in sample), None)
-                    if row is None or photo is None:
+                    if row is None:
                         continue  # what lacks a half was reported before the run
+                    photo = sample.get(parts_of(self.pairs.photos.paths[row].name)[2])  # the one of this path
+                    if photo is None:
+                        continue
                     if first <= place < end:
                         yield row, photo
                     place += 1

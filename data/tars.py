@@ -12,6 +12,7 @@ import errno
 import functools
 import posixpath
 import tarfile
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from config import UserError
 
+MOST_SHARDS = 100_000  # that a pattern may name
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 
 
@@ -62,12 +64,13 @@ def shard_files(data_dir, beside=("dev", "test")):
     """
     folder, pattern = Path(data_dir).parent, Path(data_dir).name
     try:
-        train = [folder / name for name in library("braceexpand").braceexpand(pattern)]
+        train = [folder / name for name in islice(library("braceexpand").braceexpand(pattern), MOST_SHARDS + 1)]
     except ValueError as error:
         raise UserError(f"--data-dir {data_dir}: {error}; a range of shards is train-{{00000..00099}}.tar") from None
     if missing := [path for path in train if not path.is_file()]:
-        raise UserError(f"there is no shard {missing[0]} (missing: {len(missing):,} of {len(train):,}): mend the range "
-                        f"in --data-dir {data_dir}, or make shards with python data/shards.py FOLDER {folder}")
+        count = f"{len(missing):,} of {len(train):,}" + " or more" * (len(train) > MOST_SHARDS)
+        raise UserError(f"there is no shard {missing[0]} (missing: {count}): mend the range in {data_dir}, or make "
+                        f"shards with python data/shards.py FOLDER {folder}")
     others = [path for split in beside for path in sorted(folder.glob(f"{split}-*.tar"))]
     return list(dict.fromkeys([*train, *others]))
 
@@ -105,7 +108,7 @@ def read_tar(path, size, changed):
                     found.places[name] = member.offset_data, member.size
             tar.fileobj.seek(tar.offset)
             whole = tar.fileobj.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE  # how every tar ends
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         return found._replace(fault=f"{path}: {error}")
     return found if whole else found._replace(fault=f"{path}: damaged or cut off after {len(found.photos):,} photos")
 

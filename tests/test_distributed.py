@@ -177,6 +177,12 @@ def test_a_gallery_embedded_by_two_processes_is_searched_as_one(tmp_path, sample
     index.unlink()
     alone = subprocess.run([sys.executable, *ask], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     index.unlink()
+    example = next((sample_dir / "Images").iterdir())
+    explain = [*ask[:1], "--image", str(example), *ask[3:-3], "--device", "cpu", "--explain", "--threshold", "0.99"]
+    process = torchrun(2, explain, tmp_path)  # what is drawn after the others have left
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and json.loads(output)["matches"][0]["file"] == str(example), errors
+    index.unlink()
     together, alone = json.loads(together)["matches"], json.loads(alone)["matches"]
     assert [match["file"] for match in together] == [match["file"] for match in alone]
     assert [match["score"] for match in together] == pytest.approx([match["score"] for match in alone], abs=1e-2)

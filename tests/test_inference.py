@@ -16,8 +16,9 @@ import dataset
 import inference
 from cache import embed_images, embed_texts
 from config import UserError
+from data.files import fingerprint
 from dataset import image_loader, split_table
-from gallery import Match, fingerprint, read_index
+from gallery import Match, read_index
 from inference import INDEX_NAME, Gallery, draw_matches
 from models import CLIP, ImageEncoder
 
@@ -221,6 +222,11 @@ def test_pictures_that_look_the_same_are_one_match(folder, checkpoint):
     assert set(best[0].copies) == {folder / "smaller.jpg", folder / "brighter.png"}
     assert all(not match.copies for match in best[1:])
     assert len(gallery.search("a dog", top_k=2)) == 2
+    assert len(gallery.search(image=folder / "0.jpg", top_k=9, fold=False)) == 9
+    pixels = np.asarray(picture).copy()
+    Image.fromarray(pixels[:, :, [1, 2, 0]]).save(folder / "other colours.png")
+    best = open_gallery(folder, checkpoint).search_by_image(folder / "0.jpg", top_k=1)[0]
+    assert folder / "other colours.png" not in (best.file, *best.copies)
     flat = [folder / f"flat{shade}.png" for shade in (10, 200)]
     for file, shade in zip(flat, (10, 200), strict=True):
         Image.new("RGB", (64, 64), (shade,) * 3).save(file)
@@ -307,6 +313,31 @@ def test_words_that_the_model_does_not_know_are_said_to_be_unknown(folder, check
     gallery = open_gallery(folder, checkpoint)
     assert gallery.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
     assert gallery.remarks("a dog running") == []
+
+
+def test_a_name_that_is_not_utf8_is_searched_drawn_and_printed(workplace, folder):
+    os.rename(folder / "0.jpg", os.fsencode(folder) + b"/caf\xe9.jpg")
+    for _ in range(2):
+        process = run_script("inference.py", "--query", "a dog", "--gallery", folder, cwd=workplace)
+        assert "caf\\udce9.jpg" in process.stdout and "6 pictures" in process.stdout
+
+
+def test_the_picture_of_the_last_result_is_no_result(workplace, folder):
+    for _ in range(3):
+        process = run_script("inference.py", "--query", "a dog", "--gallery", ".", "--checkpoint",
+                             workplace / "runs" / "first", cwd=folder)
+        assert "6 pictures" in process.stdout and (folder / "matches.png").exists()
+
+
+def test_a_pipe_and_what_was_indexed_before_it_was_read_only(folder, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    os.mkfifo(folder / "pipe.jpg")
+    assert "not a file" in open_gallery(folder, checkpoint).skipped[folder / "pipe.jpg"]
+    folder.chmod(0o555)
+    try:
+        assert open_gallery(folder, checkpoint).embedded == 0
+    finally:
+        folder.chmod(0o755)
 
 
 def test_query_by_example(workplace, folder):

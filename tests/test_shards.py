@@ -271,8 +271,24 @@ def test_epochs_go_round_all_shards_before_one_comes_again(pattern):
     assert all(len(set(rounds[start : start + 4])) == 4 for start in (0, 4, 8))
     assert len({tuple(rounds[start : start + 4]) for start in (0, 4, 8)}) > 1
     assert len(stream) == 24
-    stream.shown, stream.epoch = 3, 2  # the fourth of the first round, and two of the second
-    assert stream.shards_of_epoch() == rounds[3:6]
+    row = []
+    for epoch in range(1, 9):  # epochs of three go across the ends of rounds, and show no shard twice all the same
+        stream.shown, stream.epoch = 3, epoch
+        row += stream.shards_of_epoch()
+        assert len(set(row[-3:])) == 3
+    assert all(len(set(row[start : start + 4])) == 4 for start in range(0, 24, 4))
+
+
+def test_another_seed_draws_other_captions_crops_and_shards(pattern):
+    table = load_splits(pattern)["train"]
+    tokenizer = train_tokenizer(table["caption"], 32)
+    shown = []
+    for seed in (0, 1):
+        pairs = CaptionDataset(table, pattern, tokenizer, train_transform(32, 0.5), 32, 32, seed)
+        stream = ShardPairs(pairs, 8)
+        stream.epoch = 1
+        shown.append((items_in([pairs[0]]), pairs.draws().tolist(), [stream.shards_of_epoch(), stream.stretch(0, 1)]))
+    assert all(one != other for one, other in zip(*shown, strict=True))
 
 
 def test_bad_samples_are_counted_by_all_workers_and_the_batches_stay_full(tmp_path, pattern, capfd):
