@@ -182,8 +182,8 @@ def look_of(pixels):
     """Return (B, 192), what (B, 3, S, S) pictures look like from afar: the colours of 8 x 8 fields, unit length."""
     import torch.nn.functional as F
 
-    fields = F.adaptive_avg_pool2d(pixels.float(), 8).flatten(1)
-    return F.normalize(fields - fields.mean(dim=1, keepdim=True), dim=1)
+    fields = F.adaptive_avg_pool2d(pixels.float(), 8).flatten(2)  # (B, 3, 64)
+    return F.normalize((fields - fields.mean(dim=2, keepdim=True)).flatten(1), dim=1)
 
 
 def folded(looks, rows, most):
