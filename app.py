@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from data.files import IMAGE_SUFFIXES, read_image
-from gallery import keep_encoder
+from data.towers import keep_encoder
 from inference import Gallery
 
 UPLOADS = tempfile.TemporaryDirectory(prefix="clip-uploads-")  # only its owner can look into it; gone at the end

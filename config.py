@@ -377,24 +377,3 @@ def resolve_dtype(device, precision="auto"):
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     capabilities = torch.cpu.get_capabilities()
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
-
-
-@contextlib.contextmanager
-def loading(tower, name, pretrained):
-    """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
-    import huggingface_hub
-    import transformers
-
-    huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
-        reason = " ".join(str(error).split())[:240]
-        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
-                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
-        hint = pretrained * ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or "
-                             "type --no-pretrained for random weights")
-        raise UserError(f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). "
-                        f"--{tower}-encoder takes {takes}{hint}") from None

@@ -12,7 +12,6 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 """
 
 import json
-import textwrap
 
 from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
 
@@ -25,7 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from cache import embed_images, embed_split, embed_texts
-from data.files import picture_files, read_image
+from data.files import picture_files
+from data.pictures import draw_confusion, draw_similarity, draw_worst
 from dataset import has_split_lists, image_loader, read_text, split_table
 from models import CLIP
 
@@ -270,69 +270,11 @@ def read_templates(path):
 # ---------------------------------------------------------------- pictures
 
 
-def draw_confusion(confusion, names, path):
-    """Draw how often pictures of each class (row) were given each name (column), in percent of the row."""
-    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
-
-    side = 2.5 + 0.3 * min(len(names), 60)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    percent = 100 * confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)
-    figure.colorbar(axes.imshow(percent.numpy(), vmin=0, vmax=100, cmap="Blues"), label="percent of the class")
-    axes.set(xlabel="answer", ylabel="class", xticks=range(len(names)), yticks=range(len(names)))
-    axes.set_xticklabels(names, rotation=90, parse_math=False)
-    axes.set_yticklabels(names, parse_math=False)
-    figure.savefig(path, dpi=110)
-
-
-def draw_similarity(split, path, shown=48):
-    """Draw the similarities of the first photos with a caption of each, and those of all matching and other pairs."""
-    from matplotlib.figure import Figure
-
-    texts = torch.tensor([(split.image_of_text == row).nonzero()[0, 0] for row in range(min(shown, len(split.files)))])
-    matrix = split.image_embeddings[: len(texts)] @ split.text_embeddings[texts].T  # row = photo, column = caption
-    matching = (split.image_embeddings[split.image_of_text] * split.text_embeddings).sum(dim=1)
-    others = (split.image_embeddings.roll(1, dims=0)[split.image_of_text] * split.text_embeddings).sum(dim=1)
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    figure.colorbar(left.imshow(matrix.numpy(), cmap="viridis"), ax=left, label="cosine")
-    left.set(title=f"the first {len(texts)} photos and a caption of each", xlabel="caption", ylabel="photo")
-    both = torch.cat([others, matching])
-    bins = np.linspace(both.min().item(), both.max().item() + 1e-6, 60)
-    right.hist(others.numpy(), bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
-    right.hist(matching.numpy(), bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
-    gap = modality_gap(split.image_embeddings, split.text_embeddings)
-    right.set(title=f"all captions; gap between mean image and mean text: {gap:.2f}", xlabel="cosine with a photo")
-    right.legend()
-    figure.savefig(path, dpi=110)
-
-
-def draw_worst(split, path, shown=8, above=6):
-    """Draw a contact sheet: the captions whose own photo ranks lowest, that photo, and the photos ranked highest."""
-    from matplotlib.figure import Figure
-
-    ranks, _ = ranks_in(split)
-    worst = ranks.argsort(descending=True, stable=True)[:shown].tolist()
-    figure = Figure(figsize=(1.7 * (above + 1), 2.15 * len(worst)), layout="constrained")
-    for caption, strip in zip(worst, np.atleast_1d(figure.subfigures(len(worst), 1)), strict=True):
-        text = textwrap.shorten(split.captions[caption], 110, placeholder=" …")
-        strip.suptitle(f"“{text}”", fontsize=9, parse_math=False)
-        own = int(split.image_of_text[caption])
-        scores = split.image_embeddings @ split.text_embeddings[caption]  # (N,)
-        first = scores.argsort(descending=True)[:above].tolist()
-        titles = [f"its photo: rank {ranks[caption]}", *(f"rank {rank}" for rank in range(1, len(first) + 1))]
-        for axes, photo, title in zip(strip.subplots(1, above + 1).flat, [own, *first], titles, strict=False):
-            axes.imshow(read_image(split.files[photo], shrink_to=160))
-            axes.set_title(f"{title}, {scores[photo]:.2f}", fontsize=7, color="C3" if photo == own else "black")
-        for axes in strip.axes:
-            axes.set_axis_off()
-    figure.savefig(path, dpi=100)
-
-
 def draw_pictures(split, folder, mark):
     """Draw similarity-MARK.png and worst-MARK.png of an `EmbeddedSplit` into a folder."""
-    drawn(folder / f"similarity-{mark}.png", draw_similarity, split)
-    drawn(folder / f"worst-{mark}.png", draw_worst, split)
+    gap, (ranks, _) = modality_gap(split.image_embeddings, split.text_embeddings), ranks_in(split)
+    drawn(folder / f"similarity-{mark}.png", draw_similarity, split, gap)
+    drawn(folder / f"worst-{mark}.png", draw_worst, split, ranks)
 
 
 def drawn(path, draw, *arguments):

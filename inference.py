@@ -20,11 +20,8 @@ if __name__ == "__main__":
 import copy
 import functools
 import json
-import math
 import os
 import sys
-import textwrap
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +29,9 @@ import numpy as np
 from PIL import Image
 
 from data.files import IMAGE_SUFFIXES, fingerprint, model_stamps, picture_files, read_image, stamp, writable
+from data.pictures import MOST_DRAWN, draw_matches
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
+from data.towers import keep_encoder, open_encoder, remarks
 from gallery import (
     INDEX_NAME,
     LOOK,
@@ -42,18 +41,14 @@ from gallery import (
     folded,
     heat_map,
     index_of,
-    keep_encoder,
     look_of,
-    open_encoder,
     read_index,
-    remarks,
     search,
     split_gallery,
     write_index,
 )
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
-MOST_DRAWN = 50  # pictures in one image of the result
 
 EVERYDAY = (  # prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does
     "a dog runs through the grass", "two dogs play with a ball", "a child plays in the water", "people near the beach",
@@ -302,41 +297,6 @@ def match_table(matches):
     copies = [f"  (like it: {', '.join(copy.name for copy in match.copies)})" * bool(match.copies) for match in matches]
     return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}{more}"
                                              for match, more in zip(matches, copies, strict=True))])
-
-
-def draw_matches(matches, title, path, explain=None):
-    """Draw at most 50 matches in rows, best first, the prompt as title; under each picture its rank, score and name.
-
-    explain: a function of the file that returns the picture to draw, in place of the file's own.
-    """
-    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
-
-    matches = matches[:MOST_DRAWN]
-    columns = len(matches) if len(matches) <= 3 else math.ceil(math.sqrt(len(matches)))
-    rows = math.ceil(len(matches) / columns)
-    title = textwrap.fill(title, 20 * columns, max_lines=3, placeholder=" …")
-    figure = Figure(figsize=(2.6 * columns, 2.8 * rows + 0.3 * (1 + title.count("\n"))), layout="constrained")
-    # parse_math off: a prompt with a dollar sign is a prompt, not a formula
-    figure.suptitle(title, fontsize=15, parse_math=False)
-    for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if place < len(matches):
-            file = matches[place].file
-            try:
-                picture = Image.fromarray(explain(file) if explain else read_image(file, shrink_to=400))
-            except OSError:  # gone or damaged since it was embedded
-                picture = Image.new("RGB", (400, 400), "lightgrey")
-            picture.thumbnail((400, 400))
-            axes.imshow(picture)
-            name = os.fsencode(file.name).decode(errors="replace")
-            name = name if len(name) <= 36 else f"{name[:35]}…"
-            axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
-                      ha="center", va="top", fontsize=11)
-            axes.text(0.5, -0.13, name, transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a prompt in letters that the font lacks is drawn as boxes
-        figure.savefig(path, dpi=100)
 
 
 def main(flags):

@@ -25,7 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import Gathered, write_json
-from config import Config, UserError, loading, ranks, resolve_dtype
+from config import Config, UserError, ranks, resolve_dtype
+from data.towers import loading
 from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)

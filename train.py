@@ -52,6 +52,7 @@ from cache import (
     save_last,
 )
 from data.files import write_file
+from data.pictures import draw_curves
 from data.sample_scenes import write_sample
 from data.shards import is_sharded, skipped_samples
 from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
@@ -196,30 +197,6 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
 
 
 # ---------------------------------------------------------------- what a run shows
-
-
-def draw_curves(history, chance, path):
-    """Draw training loss against chance, recall on dev, the logit scale, and the image-text gap, over the epochs."""
-    from matplotlib.figure import Figure  # here, because it costs half a second and needs no display this way
-
-    epochs, figure = [row["epoch"] for row in history], Figure(figsize=(13, 3.4), layout="constrained")
-    loss, recall, scale, gap = figure.subplots(1, 4)
-    loss.plot(epochs, [row["train_loss"] for row in history], marker=".")
-    if chance:
-        loss.axhline(chance, color="C3", linestyle=":", label="chance: ln(batch size)")
-        loss.legend(fontsize=6)
-    loss.set(title="training loss", xlabel="epoch", ylim=(0, None))
-    for direction, style in (("text_to_image", "-"), ("image_to_text", "--")):
-        for key, colour in (("R@1", "C0"), ("R@5", "C1"), ("R@10", "C2")):
-            values = [row[direction][key] for row in history]
-            recall.plot(epochs, values, style, color=colour, label=f"{direction.replace('_', ' ')} {key}")
-    recall.set(title="recall on dev, percent", xlabel="epoch", ylim=(0, 100))
-    recall.legend(fontsize=6)
-    for axes, key, title in ((scale, "logit_scale", "logit scale (1 / temperature)"),
-                             (gap, "modality_gap", "gap between images and texts")):
-        axes.plot(epochs, [row[key] for row in history], marker=".")
-        axes.set(title=title, xlabel="epoch")
-    figure.savefig(path, dpi=110)
 
 
 def chance_loss(loader, config):

@@ -20,18 +20,9 @@ import gallery as gallery_module
 from config import PRESETS, UserError
 from data import files
 from data.files import picture_files, read_image, writable, write_file
+from data.towers import PromptEncoder, encoder_folder, export_onnx, keep_encoder
 from dataset import load_splits, read_square
-from gallery import (
-    Index,
-    PromptEncoder,
-    encoder_folder,
-    export_onnx,
-    heat_map,
-    keep_encoder,
-    read_index,
-    search,
-    write_index,
-)
+from gallery import Index, heat_map, read_index, search, write_index
 from inference import Gallery
 from models import CLIP
 

@@ -17,9 +17,10 @@ import inference
 from cache import embed_images, embed_texts
 from config import UserError
 from data.files import fingerprint
+from data.pictures import draw_matches
 from dataset import image_loader, split_table
 from gallery import Match, read_index
-from inference import INDEX_NAME, Gallery, draw_matches
+from inference import INDEX_NAME, Gallery
 from models import CLIP, ImageEncoder
 
 
