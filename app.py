@@ -162,7 +162,8 @@ class Page:
 
     def about(self):
         skipped = f", {len(self.gallery.skipped)} more cannot be read" if self.gallery.skipped else ""
-        return f"{self.gallery.checkpoint} on {len(self.gallery.files):,} pictures of {self.gallery.name}{skipped}"
+        count = f"{len(self.gallery.files):,} pictures of {self.gallery.name}"
+        return f"{self.gallery.towers.checkpoint} on {count}{skipped}"
 
     def picture(self, row: int):
         """Return picture number `row` of the gallery, reduced; a grey one where its file is gone or damaged by now."""
@@ -183,8 +184,8 @@ class Page:
         prompts, minus = ([words] if words else [] for words in map(whole, (prompt or "", minus or "")))
         if not prompts and not example:
             return says("Describe a picture in a few words, or upload one to find others like it."), "", "", None
-        with contextlib.nullcontext() if self.gallery.encoder and not example else self.torch:
-            remarks = [remark for words in prompts + minus for remark in self.gallery.remarks(words)]
+        with contextlib.nullcontext() if self.gallery.towers.encoder and not example else self.torch:
+            remarks = [remark for words in prompts + minus for remark in self.gallery.towers.remarks(words)]
             try:
                 found = self.gallery.search(prompts, int(count), example, minus)
             except UserError as error:
@@ -221,7 +222,7 @@ class Page:
         (prompts, example, minus), file = asked, self.gallery.files[row]
         try:
             with self.torch:
-                overlay = self.gallery.explain(file, prompts, example, minus)
+                overlay = self.gallery.towers.explain(file, prompts, example, minus)
             source, words = data_url(jpeg(overlay)), "Red marks what answers, in "
         except (UserError, OSError) as error:
             reason = error if isinstance(error, UserError) else "the file is gone or damaged by now"
@@ -355,21 +356,16 @@ def waiting_page(listener, host):
 def open_gallery(flags, checkpoint, tell):
     """Return the gallery, embedded and ready for prompts; tells what it is doing."""
 
-    class Told(Gallery):
-        def embed_files(self, files, progress=None):
-            if progress:
-                tell(progress)
-            return super().embed_files(files, progress)
-
-    gallery = Told(flags.gallery, checkpoint, flags.split, flags.device, InferenceConfig.batch_size,
-                   InferenceConfig.workers)
+    gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, InferenceConfig.batch_size,
+                      InferenceConfig.workers, progress=tell)
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    gallery.loading = (1, 0)  # from here on it embeds single pictures: no processes for them
-    if not gallery.encoder and flags.device != "cuda":
+    towers = gallery.towers
+    towers.loading = (1, 0)  # from here on it embeds single pictures: no processes for them
+    if not towers.encoder and flags.device != "cuda":
         tell("making the text tower ready")
-        keep_encoder(gallery.model, gallery.model_hash)
-        del gallery.encoder  # to look for it anew
+        keep_encoder(towers.model, towers.hash)
+        del towers.encoder  # to look for it anew
     return gallery
 
 

@@ -64,10 +64,11 @@ def embed_images(model, loader, encode=None, progress=None):
 
 
 @torch.inference_mode()
-def embed_texts(model, texts, batch_size=128, encode=None):
+def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
     """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
 
-    Texts of like length share a batch, so little of it is padding. Several processes share the work.
+    Texts of like length share a batch, so little of it is padding. Several processes share the work. `progress` names
+    a progress bar.
     """
     device, autocast, tower = model.logit_scale.device, model.autocast(), model.text_encoder
     token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
@@ -75,7 +76,7 @@ def embed_texts(model, texts, batch_size=128, encode=None):
     rank, world = ranks()
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)][rank::world]
     rows = [torch.empty(0, model.config.embedding_dim)] if not parts else []
-    for part in parts:
+    for part in tqdm(parts, progress, leave=False, disable=None if progress and not rank else True):
         input_ids, mask = pad([token_ids[row] for row in part], tower.pad_id)
         with autocast:
             rows.append((encode or model.encode_text)(input_ids.to(device), mask.to(device)).cpu())

@@ -200,19 +200,22 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Rank the pictures of a gallery against a prompt, or against an example picture."""
+    """Rank the pictures of a gallery against a prompt or an example picture, or tell which label or caption fits."""
 
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what to look for, in words; several count alike
     image: Path | None = None  # what to look for, by example
     plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show
     minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what it should not show
     threshold: float | None = None  # only pictures that score as much or more
+    labels: str | None = None  # instead: which of these fits each picture, such as "beach,forest,street"
+    captions: Path | None = None  # instead: which captions of this file fit --image; a captions file, or one a line
+    export: Path | None = None  # instead: write both towers as ONNX into this new folder, with an example of their use
     gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return
     fold: bool = True  # show pictures that look the same as one
-    output: Path = Path("matches.png")  # the picture of the result
+    output: Path = Path("matches.png")  # the picture of the result; with --labels also a table, NAME.csv
     picture: bool = True  # draw it
     explain: bool = False  # mark in it what answers the prompt, in red
     json: bool = False  # print one JSON object on standard output, everything else on standard error
@@ -221,13 +224,27 @@ class InferenceConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        if not self.query and self.image is None:
+        asked = {name for name, value in vars(self).items() if value != getattr(InferenceConfig, name)}
+        if not asked & {"query", "image", "labels", "captions", "export"}:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
+        search = {"query", "image", "plus", "minus", "threshold", "explain"}
+        for name, useless in {"labels": search, "export": {*search, "gallery", "split", "labels", "captions"},
+                              "captions": {*search - {"image"}, "gallery", "split", "labels"}}.items():
+            if name in asked and asked & useless:
+                raise UserError(f"--{name} and --{min(asked & useless)} do not go together: leave one out")
+        if self.captions and self.image is None:
+            raise UserError("--captions FILE are ranked against a picture: add --image FILE")
+        if self.labels is not None and len(self.label_names()) < 2:
+            raise UserError(f'--labels {self.labels!r}: name at least two, with commas: --labels "beach,forest,street"')
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
         refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
         refuse(self, "top_k batch_size", "at least 1", lambda v: v >= 1)
         refuse(self, "workers", "at least 0", lambda v: v >= 0)
+
+    def label_names(self):
+        """Return the labels, each once."""
+        return list(dict.fromkeys(filter(None, map(str.strip, self.labels.split(",")))))
 
 
 @dataclass(frozen=True)
@@ -298,7 +315,11 @@ def newest_run(holding, pattern="*"):
 
 
 def checkpoint_dir(given):
-    """Return the model directory to use: the one given, or `best/` of the run folder given, or of the newest run."""
+    """Return the model directory given, `best/` of the run given or the newest, or the copy of "hf-hub:OWNER/NAME"."""
+    if str(given).startswith("hf-hub:"):
+        from data.towers import model_folder
+
+        return model_folder(given)
     run_dir = given or newest_run("best/config.json")
     return run_dir / "best" if (run_dir / "best").is_dir() else run_dir
 

@@ -27,10 +27,10 @@ from cache import embed_images, embed_split, embed_texts
 from data.files import picture_files
 from data.pictures import draw_confusion, draw_similarity, draw_worst
 from dataset import has_split_lists, image_loader, read_text, split_table
+from gallery import TEMPLATES, class_embeddings
 from models import CLIP
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")  # without --templates
 
 # ---------------------------------------------------------------- recall
 
@@ -174,13 +174,6 @@ def accuracy_report(scores, labels, names):
             "classes": per_class}
 
 
-def class_embeddings(model, names, templates):
-    """Return (K, D) unit-length embeddings: for each class the mean over its prompts (Radford et al. 2021, 3.1.4)."""
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    embeddings = embed_texts(model, prompts).view(len(names), len(templates), -1)  # (K, templates, D)
-    return F.normalize(embeddings.mean(dim=1), dim=-1)
-
-
 def linear_probe(features, labels, test_features, classes):
     """Return (N, K) scores of test features by logistic regression on features (M, F) with labels (M,).
 
@@ -239,7 +232,8 @@ def classify(model, flags):
         raise UserError(f"no picture of the class {empty[0]!r} in {root} can be read: mend or remove its folder")
     if flags.zero_shot:
         templates = read_templates(flags.templates) if flags.templates else TEMPLATES
-        scores = images @ class_embeddings(model, names, templates).T  # (N, K)
+        classes = class_embeddings(lambda prompts: embed_texts(model, prompts).numpy(), names, templates)  # (K, D)
+        scores = images @ torch.from_numpy(classes).T  # (N, K)
         used = f"zero-shot, {len(templates)} templates a class"
     else:
         place = torch.cat([torch.arange(int(count)) for count in torch.bincount(labels, minlength=len(names))])

@@ -1,11 +1,12 @@
-"""The index of a gallery, and the search in it: with a prompt's embedding all that an answer needs.
+"""What a search is made of: the towers that embed, the index of a gallery, and finding the best rows in it.
 
-    files ─ stamp ─> the Index says which are new or changed, and holds the rows of the others
-    prompt ─ PromptEncoder ─> (D,) embedding ─ search ─> the best rows of the Index and their scores
+    files ─ stamp ─> the Index holds the rows of those it knows; the new and changed ─ Towers ─> rows (n, D)
+    prompt or example ─ Towers ─> (D,) embedding ─ search ─> the best rows of the Index and their scores
 
 Imports no torch and nothing that does: to import it takes seconds, and the whole answer to a prompt half of one.
 """
 
+import copy
 import functools
 import json
 import re
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from safetensors import safe_open
 
-from config import UserError
-from data.files import stamp, writable, write_file
+from config import Config, UserError, checkpoint_dir, ranks, resolve_device
+from data.files import fingerprint, read_image, stamp, writable, write_file
 from data.tars import dataset_folder, is_sharded
+from data.towers import open_encoder, remarks
 
 INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
 FORMAT = 2  # of the index: raise it when what it holds changes
@@ -28,6 +32,143 @@ FEW_ROWS = 50_000  # up to so many, or where torch is not imported, numpy search
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.
 HALF_ERROR = 2e-3
+# Prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does.
+EVERYDAY = (
+    "a dog runs through the grass", "two dogs play with a ball", "a child plays in the water", "people near the beach",
+    "a man rides a bicycle", "a woman walks down the street", "a group of people pose for a photo", "a baby with a toy",
+    "children play in the snow", "a boy jumps into a pool", "a man climbs a rock", "a girl in a dress smiles",
+    "people at a party", "a football player with the ball", "a person stands on a mountain", "a crowd in the city",
+    "a man sits on a bench", "a skateboarder does a trick", "a sailing boat on the lake", "a cat on a sofa",
+    "a bird on a branch", "a car on the road", "flowers in a garden", "a plate of food on a table",
+    "a building against the sky", "a sunset over the sea", "a horse in a field", "people dance on a stage",
+    "a bride and groom", "a market with stalls", "a room with furniture", "a forest in autumn",
+)
+
+# Prompts for the name of a class, which is to take the place of {}; an average of several is steadier than one.
+TEMPLATES = "a photo of a {}.", "a picture of a {}.", "a {}."
+
+# ---------------------------------------------------------------- what embeds
+
+
+class Towers:
+    """The two towers of a checkpoint, each loaded when it is first needed: a prompt need not wait for torch.
+
+    checkpoint: a model directory; None takes best/ of the newest run. Raises UserError where it cannot be used.
+    """
+
+    def __init__(self, checkpoint=None, device="auto", batch_size=64, workers=0):
+        self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
+        self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
+
+    @functools.cached_property
+    def hash(self):
+        """The fingerprint of the checkpoint."""
+        return fingerprint(self.checkpoint)
+
+    @functools.cached_property
+    def model(self):
+        """The CLIP model; loaded only where pictures are to be embedded, or its text tower is not ready as a file."""
+        from models import CLIP
+
+        return CLIP.from_pretrained(self.checkpoint).to(resolve_device(self.device))
+
+    @functools.cached_property
+    def encoder(self):
+        """The `PromptEncoder` of the model, or None where there is none yet, or where a GPU was asked for by name."""
+        return open_encoder(self.hash) if self.device != "cuda" and ranks()[1] == 1 else None
+
+    @functools.cached_property
+    def logit_scale(self):
+        """What cosines are multiplied by before a softmax makes probabilities of them; read without the model."""
+        with safe_open(self.checkpoint / "model.safetensors", "numpy") as tensors:
+            return float(np.exp(tensors.get_tensor("logit_scale")))
+
+    @functools.cached_property
+    def everyday(self):
+        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
+        return self.embed_prompts(EVERYDAY)
+
+    def embed_files(self, files, progress=None):
+        """Return (n, D) float16 embeddings and (n, 192) looks of the readable files, and {place: OSError} of others."""
+        import torch
+
+        from cache import embed_images
+        from dataset import image_loader
+
+        def both(pixels):
+            return torch.cat([self.model.encode_image(pixels), look_of(pixels)], dim=1)
+
+        loader = image_loader(files, self.model.config.image_size, *self.loading)
+        rows, _, faults = embed_images(self.model, loader, both, progress)
+        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + LOOK)
+        widths = [self.config.embedding_dim, LOOK]  # a model gone wrong finds nothing, and breaks nothing
+        return *(part.half().numpy() for part in rows.nan_to_num(0, 0, 0).split(widths, dim=1)), faults
+
+    def embed_prompts(self, prompts):
+        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
+        if self.encoder:
+            return self.encoder(prompts)
+        import torch
+
+        from dataset import pad, tokenize
+
+        tower, device = self.model.text_encoder, self.model.logit_scale.device
+        with torch.inference_mode():
+            input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
+            return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
+
+    def remarks(self, prompt):
+        """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
+        if self.encoder:
+            return remarks(self.encoder.whole, self.encoder.max_tokens, prompt)
+        tower = self.model.text_encoder
+        whole = copy.deepcopy(tower.tokenizer.backend_tokenizer)
+        whole.no_truncation()
+        whole.no_padding()
+        return remarks(whole, tower.max_tokens, prompt)
+
+    def wanted(self, query=(), image=None, minus=()):
+        """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `Gallery.search`."""
+        queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
+        if not queries and image is None:
+            raise UserError("say what to look for: a prompt, or an example picture")
+        parts = [self.embed_prompts(queries)] if queries else []
+        if image is not None:
+            example, _, faults = self.embed_files([image])
+            if faults:
+                raise UserError(f"the example picture cannot be read: {faults[0]}")
+            parts.append(example.astype(np.float32))
+        wanted = np.concatenate(parts).mean(axis=0)  # (D,)
+        if minus:  # by half: all texts are a little alike, and that much is not meant
+            wanted -= self.embed_prompts(minus).mean(axis=0) / 2
+        return wanted / np.linalg.norm(wanted)
+
+    def explain(self, file, query=(), image=None, minus=(), wanted=None):
+        """Return a picture (H, W, 3) uint8 in which red marks what answers the prompt or example.
+
+        Raises UserError for an image tower without a feature map, such as a vision transformer, and as `wanted` does;
+        OSError where the picture cannot be read.
+        """
+        from dataset import read_square
+
+        wanted = self.wanted(query, image, minus) if wanted is None else wanted
+        wanted = wanted - self.everyday.mean(axis=0)  # what is special about it
+        pixels, picture = read_square(file, self.model.config.image_size), read_image(file, shrink_to=400)
+        heat = heat_map(self.model, pixels, wanted)
+        heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
+        share = np.asarray(heat, np.float32)[..., None] / 255 * 0.6
+        return np.uint8((1 - share) * picture + share * np.array([255, 30, 0]))
+
+
+def class_embeddings(embed, names, templates=TEMPLATES):
+    """Return (K, D) unit-length embeddings: for each class the mean over its prompts (Radford et al. 2021, 3.1.4).
+
+    embed: a function of Q texts that returns their (Q, D) embeddings.
+    """
+    prompts = [template.replace("{}", name) for name in names for template in templates]
+    embeddings = embed(prompts).reshape(len(names), len(templates), -1).mean(axis=1)  # (K, D)
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
 
 # ---------------------------------------------------------------- the index
 
@@ -248,4 +389,3 @@ def heat_map(model, pixels, wanted, steps=12):
     (gradient,) = torch.autograd.grad((embeddings @ wanted).sum(), part)  # (steps, F, h, w)
     heat = (gradient.mean(dim=0) * features[0]).sum(dim=0).relu()
     return (heat / heat.max().clamp(min=1e-9)).cpu().numpy()
-

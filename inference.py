@@ -3,6 +3,9 @@
     python inference.py --query "people sitting near the beach"                    # in the data trained on
     python inference.py --query "a dog running through water" --gallery ~/Pictures # in any folder
     python inference.py --image my_dog.jpg --gallery ~/Pictures                    # pictures like this one
+    python inference.py --labels "beach,forest,street" --gallery ~/Pictures        # which of these is each picture?
+    python inference.py --image my_dog.jpg --captions captions.txt                 # the captions that fit it best
+    python inference.py --export onnx                                              # both towers, for other programs
 
 The gallery is embedded once; its embeddings are kept in the folder and used again while the checkpoint and the files
 are unchanged. A query is then one pass of the text tower and one matrix product.
@@ -12,36 +15,38 @@ are unchanged. A query is then one pass of the text tower and one matrix product
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41, copies=())]
 """
 
-from config import Config, InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
+from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
 
 if __name__ == "__main__":
     FLAGS = parse(InferenceConfig)  # first of all, so that --help and a mistyped flag answer at once
 
-import copy
+import csv
 import functools
+import io
 import json
 import os
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.files import IMAGE_SUFFIXES, fingerprint, model_stamps, picture_files, read_image, stamp, writable
-from data.pictures import MOST_DRAWN, draw_matches
+from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, stamp, writable, write_file
+from data.pictures import MOST_DRAWN, draw_labels, draw_matches
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
-from data.towers import keep_encoder, open_encoder, remarks
+from data.towers import EXAMPLE, export_onnx, keep_encoder, onnx_difference
 from gallery import (
+    EVERYDAY,
     INDEX_NAME,
-    LOOK,
     SPLIT_INDEX_NAME,
     Index,
     Match,
+    Towers,
+    class_embeddings,
     folded,
-    heat_map,
     index_of,
-    look_of,
     read_index,
     search,
     split_gallery,
@@ -49,17 +54,6 @@ from gallery import (
 )
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
-
-EVERYDAY = (  # prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does
-    "a dog runs through the grass", "two dogs play with a ball", "a child plays in the water", "people near the beach",
-    "a man rides a bicycle", "a woman walks down the street", "a group of people pose for a photo", "a baby with a toy",
-    "children play in the snow", "a boy jumps into a pool", "a man climbs a rock", "a girl in a dress smiles",
-    "people at a party", "a football player with the ball", "a person stands on a mountain", "a crowd in the city",
-    "a man sits on a bench", "a skateboarder does a trick", "a sailing boat on the lake", "a cat on a sofa",
-    "a bird on a branch", "a car on the road", "flowers in a garden", "a plate of food on a table",
-    "a building against the sky", "a sunset over the sea", "a horse in a field", "people dance on a stage",
-    "a bride and groom", "a market with stalls", "a room with furniture", "a forest in autumn",
-)
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 
@@ -70,23 +64,23 @@ class Gallery:
     folder: searched recursively, or a pattern of tars; None takes `split` of the model's own dataset (test, or dev
         where there is no test).
     checkpoint: a model directory; None takes best/ of the newest run.
-    progress: show a progress bar on standard error while pictures are embedded.
+    progress: show a progress bar on standard error while pictures are embedded; a function is also told how far it is.
     leave_out: the absolute path of a file that is not to be searched, such as the picture of the last result.
 
-    Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
-    cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
-    that is kept, and `unsaved`, why it could not be. Raises UserError where folder or checkpoint cannot be used; an
-    empty folder is an empty gallery.
+    Afterwards: `towers`, those of the checkpoint, `files` (N paths), `embeddings` (N, D) float16 of unit length,
+    `skipped` {file: reason} for files that cannot be read, `embedded`, how many were embedded this time (0 when the
+    index knew them all), `index_path`, where that is kept, and `unsaved`, why it could not be. Raises UserError where
+    folder or checkpoint cannot be used; an empty folder is an empty gallery.
     """
 
     def __init__(self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True,
                  leave_out=None):
-        self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
-        self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
+        self.towers = towers = Towers(checkpoint, device, batch_size, workers)
+        data_dir, width = towers.config.data_dir, towers.config.embedding_dim
         if folder is None:
-            self.root = dataset_folder(self.config.data_dir)
-            split, files, sources, splits = split_gallery(self.config, split)
-            self.name, index_name = f"{self.config.data_dir} ({split} split)", SPLIT_INDEX_NAME.format(split)
+            self.root = dataset_folder(data_dir)
+            split, files, sources, splits = split_gallery(towers.config, split)
+            self.name, index_name = f"{data_dir} ({split} split)", SPLIT_INDEX_NAME.format(split)
         else:
             self.name, sources, splits = str(folder), {}, []
             folder = Path(folder).expanduser()
@@ -104,12 +98,13 @@ class Gallery:
             resolve_device(device)
             files = from_first(files)
 
-        known, model_files = read_index(there), model_stamps(self.checkpoint)
-        self.model_hash = known.model if known.model_files == model_files else fingerprint(self.checkpoint)
-        if known.model != self.model_hash or known.embeddings.shape[1] != self.config.embedding_dim:  # another model's
-            known = Index(embeddings=np.empty((0, self.config.embedding_dim), np.float16))
-        about = Index(self.model_hash, model_files, sources=sources, splits=splits)
-        index, self.embedded = self.updated(about, known, files, "embedding pictures" if progress else None)
+        known, model_files = read_index(there), model_stamps(towers.checkpoint)
+        if known.model_files == model_files:
+            towers.hash = known.model  # or else they are read
+        if known.model != towers.hash or known.embeddings.shape[1] != width:  # another model's
+            known = Index(embeddings=np.empty((0, width), np.float16))
+        about = Index(towers.hash, model_files, sources=sources, splits=splits)
+        index, self.embedded = self.updated(about, known, files, progress)
         same = (index.files, known.usual is None) == (known.files, False)
         index.usual = self.usual = known.usual if same else self.usual_score(index.embeddings)
         if index.about() != known.about():
@@ -118,7 +113,7 @@ class Gallery:
         self.skipped = {self.root / name: reason for name, _, reason in index.files if reason is not None}
         self.files = [self.root / name for name, _, reason in index.files if reason is None]
 
-    def updated(self, about, known, files, bar):
+    def updated(self, about, known, files, progress):
         """Return the `Index` of these files, and how many had to be embedded: those that `known` does not know.
 
         What is done is saved now and then, so that an interrupted start goes on where it stopped.
@@ -138,8 +133,11 @@ class Gallery:
         part_size = max(512, len(marks) // 20)
         for start in range(0, len(new), part_size):
             part = new[start : start + part_size]
-            title = bar and f"{bar}, {start + len(part):,} of {len(new):,}"
-            embeddings, new_looks, faults = self.embed_files([self.root / name for name in part], title)
+            title = f"embedding pictures, {start + len(part):,} of {len(new):,}"
+            if callable(progress):
+                progress(title)
+            paths = [self.root / name for name in part]
+            embeddings, new_looks, faults = self.towers.embed_files(paths, title if progress else None)
             readable = [name for place, name in enumerate(part) if place not in faults]
             found |= {name: row for row, name in enumerate(readable, start=len(rows))}
             rows, looks = np.concatenate([rows, embeddings]), np.concatenate([looks, new_looks])
@@ -159,52 +157,6 @@ class Gallery:
         except OSError as error:
             self.unsaved = str(error)
 
-    @functools.cached_property
-    def model(self):
-        """The CLIP model; loaded only where pictures are to be embedded, or its text tower is not ready as a file."""
-        from models import CLIP
-
-        return CLIP.from_pretrained(self.checkpoint).to(resolve_device(self.device))
-
-    @functools.cached_property
-    def encoder(self):
-        """The `PromptEncoder` of the model, or None where there is none yet, or where a GPU was asked for by name."""
-        return open_encoder(self.model_hash) if self.device != "cuda" and ranks()[1] == 1 else None
-
-    @functools.cached_property
-    def everyday(self):
-        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
-        return self.embed_prompts(EVERYDAY)
-
-    def embed_files(self, files, progress=None):
-        """Return (n, D) float16 embeddings and (n, 192) looks of the readable files, and {place: OSError} of others."""
-        import torch
-
-        from cache import embed_images
-        from dataset import image_loader
-
-        def both(pixels):
-            return torch.cat([self.model.encode_image(pixels), look_of(pixels)], dim=1)
-
-        loader = image_loader(files, self.model.config.image_size, *self.loading)
-        rows, _, faults = embed_images(self.model, loader, both, progress)
-        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + LOOK)
-        widths = [self.config.embedding_dim, LOOK]  # a model gone wrong finds nothing, and breaks nothing
-        return *(part.half().numpy() for part in rows.nan_to_num(0, 0, 0).split(widths, dim=1)), faults
-
-    def embed_prompts(self, prompts):
-        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
-        if self.encoder:
-            return self.encoder(prompts)
-        import torch
-
-        from dataset import pad, tokenize
-
-        tower, device = self.model.text_encoder, self.model.logit_scale.device
-        with torch.inference_mode():
-            input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
-            return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
-
     def search(self, query=(), top_k=9, image=None, minus=(), threshold=None, fold=True):
         """Return the best `Match`es, best first: at most top_k, fewer in a smaller gallery.
 
@@ -212,28 +164,8 @@ class Gallery:
         keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
-        matches = self.rank(self.wanted(query, image, minus), top_k, fold)
+        matches = self.rank(self.towers.wanted(query, image, minus), top_k, fold)
         return [match for match in matches if threshold is None or match.score >= threshold]
-
-    def wanted(self, query=(), image=None, minus=()):
-        """Return the unit-length float32 (D,) embedding of what is asked for; arguments and errors as for `search`."""
-        queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
-        if not queries and image is None:
-            raise UserError("say what to look for: a prompt, or an example picture")
-        parts = [self.embed_prompts(queries)] if queries else []
-        if image is not None:
-            example, _, faults = self.embed_files([image])
-            if faults:
-                raise UserError(f"the example picture cannot be read: {faults[0]}")
-            parts.append(example.astype(np.float32))
-        wanted = np.concatenate(parts).mean(axis=0)  # (D,)
-        if minus:  # by half: all texts are a little alike, and that much is not meant
-            wanted -= self.embed_prompts(minus).mean(axis=0) / 2
-        return wanted / np.linalg.norm(wanted)
-
-    def search_by_image(self, file, top_k=9):
-        """Return the best `Match`es for an example picture, best first; raises UserError if it cannot be read."""
-        return self.search(image=file, top_k=top_k)
 
     def rank(self, embedding, top_k, fold=True):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
@@ -245,21 +177,15 @@ class Gallery:
         return [Match(rank, files[first], float(scores[first]), tuple(files[place] for place in rest))
                 for rank, (first, *rest) in enumerate(groups, start=1)]
 
-    def explain(self, file, query=(), image=None, minus=(), wanted=None):
-        """Return a picture (H, W, 3) uint8 in which red marks what answers the prompt or example.
+    def label_probabilities(self, labels):
+        """Return (N, K) float32: how probable each of K labels is for each picture, if one of them is right.
 
-        Raises UserError for an image tower without a feature map, such as a vision transformer, and as `search` does;
-        OSError where the picture cannot be read.
+        The softmax over the labels of the scores, at the scale that training has learned (Radford et al. 2021, 3.1.2).
         """
-        from dataset import read_square
-
-        wanted = self.wanted(query, image, minus) if wanted is None else wanted
-        wanted = wanted - self.everyday.mean(axis=0)  # what is special about it
-        pixels, picture = read_square(file, self.model.config.image_size), read_image(file, shrink_to=400)
-        heat = heat_map(self.model, pixels, wanted)
-        heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
-        share = np.asarray(heat, np.float32)[..., None] / 255 * 0.6
-        return np.uint8((1 - share) * picture + share * np.array([255, 30, 0]))
+        classes = class_embeddings(self.towers.embed_prompts, labels)  # (K, D)
+        logits = self.towers.logit_scale * self.embeddings.astype(np.float32) @ classes.T  # (N, K)
+        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return chances / chances.sum(axis=1, keepdims=True)
 
     def usual_score(self, embeddings):
         """Return what the best picture scores for all but two of the `EVERYDAY` prompts, or None without pictures.
@@ -268,7 +194,7 @@ class Gallery:
         """
         if not len(embeddings):
             return None
-        best, _ = search(embeddings, self.everyday, 1)
+        best, _ = search(embeddings, self.towers.everyday, 1)
         return float(np.sort(best[:, 0])[2])
 
     def nothing_fits(self, matches):
@@ -277,16 +203,6 @@ class Gallery:
             return None
         return (f"nothing here fits well: the best scores {matches[0].score:.3f}, and for {len(EVERYDAY) - 2} of "
                 f"{len(EVERYDAY)} everyday prompts it is {self.usual:.3f} or more")
-
-    def remarks(self, prompt):
-        """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
-        if self.encoder:
-            return remarks(self.encoder.whole, self.encoder.max_tokens, prompt)
-        tower = self.model.text_encoder
-        whole = copy.deepcopy(tower.tokenizer.backend_tokenizer)
-        whole.no_truncation()
-        whole.no_padding()
-        return remarks(whole, tower.max_tokens, prompt)
 
 
 # ---------------------------------------------------------------- what a person sees
@@ -299,15 +215,47 @@ def match_table(matches):
                                              for match, more in zip(matches, copies, strict=True))])
 
 
-def main(flags):
-    def say(*words):  # with --json, standard output is for the program that reads it
-        print(*words, file=sys.stderr if flags.json else sys.stdout)
+def label_table(groups, top_k):
+    """Return as lines of text how many pictures have each label, and the surest of them.
 
-    if flags.output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(OUTPUT_SUFFIXES))}")
+    groups: {label: [(probability, file), …]}, the surest first.
+    """
+    lines = ["probability  file"]
+    for label, pictures in groups.items():
+        surest = [f"{probability:>11.3f}  {file}" for probability, file in pictures[:top_k]]
+        lines += [f"{label}: {len(pictures):,}", *surest]
+        if len(pictures) > top_k:
+            lines.append(f"{'…':>11}  and {len(pictures) - top_k:,} more")
+    return "\n".join(lines)
+
+
+def write_labels(path, labels, rows):
+    """Write a CSV file: a line a picture, with its label and the probabilities of all."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["file", "label", "probability", *labels])
+    writer.writerows([file, label, f"{max(chances):.6f}", *(f"{chance:.6f}" for chance in chances)]
+                     for file, label, chances in rows)
+    write_file(path, text.getvalue().encode(errors="surrogateescape"))  # names need not be UTF-8
+
+
+# ---------------------------------------------------------------- what can be asked
+
+
+def main(flags):
+    # with --json, standard output is for the program that reads it
+    say = functools.partial(print, file=sys.stderr if flags.json else sys.stdout)
+    suffixes = OUTPUT_SUFFIXES | ({".csv"} if flags.labels else set())
+    if flags.output.suffix.lower() not in suffixes:
+        raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
     if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
+    if flags.export:
+        return export(Towers(checkpoint), flags, say)
+    if flags.captions:
+        return find_captions(Towers(checkpoint, flags.device), flags, say)
+
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers,
                       leave_out=os.path.abspath(flags.output))
     for reason in gallery.skipped.values():
@@ -319,10 +267,20 @@ def main(flags):
     say(f"{checkpoint} on {count} ({kept}, {len(gallery.skipped)} unreadable)")
     if gallery.unsaved:
         say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
+    (sort_into_labels if flags.labels else find_pictures)(gallery, flags, say)
+    towers = gallery.towers
+    if not (flags.query or flags.labels) or towers.encoder or "model" not in vars(towers) or ranks()[0]:
+        return
+    if reason := keep_encoder(towers.model, towers.hash):
+        say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
+
+
+def find_pictures(gallery, flags, say):
+    """Rank the gallery against prompts or an example picture."""
     prompts, like = [*flags.query, *flags.plus], f"pictures like {flags.image.name}" if flags.image else None
-    for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.remarks(prompt)}:
+    for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.towers.remarks(prompt)}:
         say(remark)
-    wanted = gallery.wanted(prompts, flags.image, flags.minus)
+    wanted = gallery.towers.wanted(prompts, flags.image, flags.minus)
     if ranks()[0] > 0:  # of several processes that shared the work, the first shows the result
         return
     found = gallery.rank(wanted, flags.top_k, flags.fold)
@@ -338,16 +296,100 @@ def main(flags):
                 | ({"copies": list(map(str, match.copies))} if match.copies else {}) for match in matches]
         asked = title if prompts or flags.minus else str(flags.image)
         print(json.dumps({"query": asked, "matches": rows}), flush=True)
-    if flags.picture and matches:
-        try:
-            explain = functools.partial(gallery.explain, wanted=wanted) if flags.explain else None
-            draw_matches(matches, title, flags.output, explain)
-        except OSError as error:
-            raise UserError(f"--output {flags.output} cannot be written: {error}") from None
-        say(f"\nwrote {flags.output}" + (f" with the first {MOST_DRAWN}" if len(matches) > MOST_DRAWN else ""))
-    if prompts and not gallery.encoder and "model" in vars(gallery):
-        if reason := keep_encoder(gallery.model, gallery.model_hash):
-            say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
+    if matches:
+        explain = functools.partial(gallery.towers.explain, wanted=wanted) if flags.explain else None
+        write_output(flags, say, lambda path: draw_matches(matches, title, path, explain))
+        if flags.picture and len(matches) > MOST_DRAWN:
+            say(f"it holds the first {MOST_DRAWN}")
+
+
+def sort_into_labels(gallery, flags, say):
+    """Give each picture of the gallery the label that fits it best."""
+    labels = flags.label_names()
+    probabilities = gallery.label_probabilities(labels)
+    if ranks()[0] > 0:
+        return
+    rows = [(file, labels[chances.argmax()], chances.tolist())
+            for file, chances in zip(gallery.files, probabilities, strict=True)]
+    groups = {label: sorted([(max(chances), file) for file, own, chances in rows if own == label], reverse=True)
+              for label in labels}
+    say(f"\n{label_table(groups, flags.top_k)}")
+    if flags.json:
+        print(json.dumps({"labels": labels, "pictures": [
+            {"file": str(file), "label": label, "probabilities": dict(zip(labels, chances, strict=True))}
+            for file, label, chances in rows]}), flush=True)
+    write_output(flags, say, lambda path: write_labels(path, labels, rows) if path.suffix.lower() == ".csv"
+                 else draw_labels(groups, path))
+
+
+def find_captions(towers, flags, say):
+    """Rank the captions of a file against a picture."""
+    captions = read_caption_list(flags.captions)
+    [example], _, faults = towers.embed_files([flags.image])
+    if faults:
+        raise UserError(f"--image {flags.image} cannot be read: {faults[0]}")
+    from cache import embed_texts
+
+    embeddings = embed_texts(towers.model, captions, progress="embedding captions").half().numpy()  # (M, D)
+    (scores,), (rows,) = search(embeddings, example[None].astype(np.float32), flags.top_k)
+    if ranks()[0] > 0:
+        return
+    found = [(rank, float(score), captions[row]) for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)]
+    say(f"{towers.checkpoint} on {len(captions):,} captions of {flags.captions}\n\ncaptions for {flags.image.name}")
+    say("\n".join(["rank  score  caption", *(f"{rank:>4}  {score:.3f}  {caption}" for rank, score, caption in found)]))
+    if flags.json:
+        matches = [{"rank": rank, "caption": caption, "score": score} for rank, score, caption in found]
+        print(json.dumps({"query": str(flags.image), "matches": matches}))
+
+
+def read_caption_list(path):
+    """Return the captions of a file, each once: a dataset's captions file, or a plain text with a caption a line."""
+    from dataset import csv_rows, read_text, token_rows
+
+    if not path.is_file():
+        raise UserError(f"--captions {path} is not a file: name a captions.txt, or a text file with a caption a line")
+    lines = read_text(path)
+    first = lines[0].lower() if lines else ""
+    if [name.strip() for name in first.split(",")] == ["image", "caption"]:
+        lines = [caption for *_, caption in csv_rows(lines, path)]
+    elif re.match(r"[^\t]+#\d+\t", first):
+        lines = [caption for *_, caption in token_rows(lines, path)]
+    captions = list(dict.fromkeys(filter(None, map(str.strip, lines))))
+    if not captions:
+        raise UserError(f"--captions {path} holds no captions")
+    return captions
+
+
+def export(towers, flags, say):
+    """Write both towers as ONNX, for programs that know nothing of torch, with an example of how to use them."""
+    if flags.export.exists() and (not flags.export.is_dir() or any(flags.export.iterdir())):
+        raise UserError(f"--export {flags.export} is there already: name a new folder")
+    from cache import replacing
+
+    say("writing both towers as ONNX, which takes a minute")
+    try:
+        with replacing(flags.export) as folder:
+            export_onnx(towers.model, folder)
+            difference = onnx_difference(towers.model, folder)
+            shutil.copyfile(EXAMPLE, folder / "example.py")
+            shutil.rmtree(flags.export, ignore_errors=True)  # an empty one
+    except OSError as error:
+        raise UserError(f"--export {flags.export} cannot be written: {error}") from None
+    say(f"wrote {flags.export}, which differs from torch by {difference:.0e} at most; example.py in it shows its use:\n"
+        f'python {flags.export}/example.py "a dog running through water" PICTURE [PICTURE …]')
+    if flags.json:
+        print(json.dumps({"export": str(flags.export), "difference": difference}))
+
+
+def write_output(flags, say, write):
+    """Write the file that --output names, with the function `write` of its path, if a picture is wanted."""
+    if not flags.picture:
+        return
+    try:
+        write(flags.output)
+    except OSError as error:
+        raise UserError(f"--output {flags.output} cannot be written: {error}") from None
+    say(f"\nwrote {flags.output}")
 
 
 if __name__ == "__main__":

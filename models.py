@@ -10,7 +10,6 @@ Training pulls the B matching pairs of a batch together and pushes the B² - B o
 Features leave a tower; embeddings are projected and of unit length. Losses are functions of tensors, below.
 """
 
-import json
 import math
 from dataclasses import replace
 from itertools import chain, repeat
@@ -26,7 +25,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import Gathered, write_json
 from config import Config, UserError, ranks, resolve_dtype
-from data.towers import loading
+from data.towers import loading, model_folder, timm_model_args, upload
 from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -165,14 +164,6 @@ class ImageEncoder(nn.Module):
             "model_args": self.model_args, "pretrained_cfg": trained_with})
 
 
-def timm_model_args(name):
-    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
-    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
-
-
 class TextEncoder(nn.Module):
     """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
 
@@ -267,6 +258,8 @@ class ProjectionHead(nn.Module):
 class CLIP(nn.Module):
     """Two towers whose projections meet in one space, and the learned scale of their similarities."""
 
+    card = None  # the file that the hub shows of a model: a run writes it when it has measured its best epoch
+
     def __init__(self, config, image_encoder, text_encoder):
         super().__init__()
         self.config = replace(config, image_size=image_encoder.image_size)
@@ -293,14 +286,13 @@ class CLIP(nn.Module):
         return model
 
     @classmethod
-    def from_pretrained(cls, directory):
-        """Load a model directory, in eval mode on the CPU. Reads nothing outside it; raises UserError if damaged."""
-        directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
+    def from_pretrained(cls, name, revision=None, token=None):
+        """Load a model directory, or one of the Hugging Face hub such as "me/my-clip", in eval mode on the CPU.
+
+        Reads nothing outside it; raises UserError if it is not there, not whole, or damaged.
+        """
+        directory = model_folder(name, revision, token).resolve()  # a relative "best" could be taken for a hub name
         config = Config.load(directory / "config.json")
-        for part in ("model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
-                     "text_encoder/tokenizer.json"):
-            if not (directory / part).is_file():
-                raise UserError(f"{directory} is not a whole model directory: {part} is missing")
         model = cls(config, ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
                     TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens))
         try:
@@ -308,6 +300,7 @@ class CLIP(nn.Module):
         except Exception as error:  # missing, truncated, or with other tensors than the config asks for
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{directory / 'model.safetensors'} does not fit its config: {reason}") from None
+        model.card = directory / "README.md"
         return model.eval()
 
     def save_pretrained(self, directory):
@@ -319,6 +312,10 @@ class CLIP(nn.Module):
         self.config.save(directory / "config.json")
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    def push_to_hub(self, repo_id, private=None, token=None, commit_message="Upload a CLIP model"):
+        """Upload the model directory with its card to the Hugging Face hub; returns the address of the commit."""
+        return upload(self, repo_id, private, token, commit_message)
 
     def freeze(self, towers):
         """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.

@@ -55,6 +55,7 @@ from data.files import write_file
 from data.pictures import draw_curves
 from data.sample_scenes import write_sample
 from data.shards import is_sharded, skipped_samples
+from data.towers import model_card
 from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
 from models import CLIP
@@ -355,8 +356,11 @@ def main(config, why):
                 for split in ("dev", "test") if split in splits and len(splits[split])}
     split, embedded = list(measured.items())[-1]  # test, or dev where there is no test
     print(f"{config.run_dir / 'best'} on the {len(embedded.files):,} photos of the {split} split, recall in percent")
-    print(recall_table(report_of(embedded)))
+    reports = {name: report_of(embedded) for name, embedded in measured.items()}
+    print(recall_table(reports[split]))
     draw_pictures(measured["dev"], config.run_dir, "dev")
+    if rank == 0:
+        write_file(config.run_dir / "best" / "README.md", model_card(best.config, reports))
     elsewhere = f" --checkpoint {config.run_dir}" * (str(config.run_dir.parent) != "runs")
     print(f'next: python inference.py --query "people sitting near the beach"{elsewhere}')
 

@@ -85,6 +85,11 @@ def file_key(file, folder):
     return f"{file.relative_to(folder).as_posix()}|{stamp(file) or 'missing'}"
 
 
+def model_files(directory):
+    """Return the files of a model directory on which its embeddings depend: all but its card."""
+    return sorted(path for path in Path(directory).rglob("*") if path.is_file() and path.name != "README.md")
+
+
 def model_stamps(directory):
     """Return what tells, without reading them, whether the files of a model directory are still the same.
 
@@ -92,13 +97,13 @@ def model_stamps(directory):
     """
     return {path.relative_to(directory).as_posix(): [(status := path.stat()).st_size, status.st_mtime_ns,
                                                      status.st_ctime_ns, status.st_ino]
-            for path in sorted(directory.rglob("*")) if path.is_file()}
+            for path in model_files(directory)}
 
 
 def fingerprint(directory):
     """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
+    for path in model_files(directory):
         digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -104,6 +104,26 @@ def draw_confusion(confusion, names, path):
     figure.savefig(path, dpi=110)
 
 
+def draw_labels(groups, path, shown=6, most=20):
+    """Draw for each of at most 20 labels how many pictures have it, and the surest of them with their probability.
+
+    groups: {label: [(probability, file), …]}, the surest first.
+    """
+    from matplotlib.figure import Figure
+
+    groups = list(groups.items())[:most]
+    figure = Figure(figsize=(1.7 * shown, 2.15 * len(groups)), layout="constrained")
+    for (label, pictures), strip in zip(groups, np.atleast_1d(figure.subfigures(len(groups), 1)), strict=True):
+        strip.suptitle(f"{textwrap.shorten(label, 60, placeholder=' …')}: {len(pictures):,}", parse_math=False)
+        for place, axes in enumerate(strip.subplots(1, shown).flat):
+            axes.set_axis_off()
+            if place < len(pictures):
+                probability, file = pictures[place]
+                axes.imshow(thumbnail(file, 160))
+                axes.set_title(f"{probability:.2f}", fontsize=8)
+    save(figure, path)
+
+
 def draw_matches(matches, title, path, explain=None):
     """Draw at most 50 matches in rows, best first, the prompt as title; under each picture its rank, score and name.
 
@@ -122,17 +142,30 @@ def draw_matches(matches, title, path, explain=None):
         axes.set_axis_off()
         if place < len(matches):
             file = matches[place].file
-            try:
-                picture = Image.fromarray(explain(file) if explain else read_image(file, shrink_to=400))
-            except OSError:  # gone or damaged since it was embedded
-                picture = Image.new("RGB", (400, 400), "lightgrey")
-            picture.thumbnail((400, 400))
-            axes.imshow(picture)
+            axes.imshow(thumbnail(file, 400, explain))
             name = os.fsencode(file.name).decode(errors="replace")
             name = name if len(name) <= 36 else f"{name[:35]}…"
             axes.text(0.5, -0.03, f"{matches[place].rank}.  {matches[place].score:.3f}", transform=axes.transAxes,
                       ha="center", va="top", fontsize=11)
             axes.text(0.5, -0.13, name, transform=axes.transAxes, ha="center", va="top", fontsize=7, parse_math=False)
+    save(figure, path)
+
+
+def thumbnail(file, side, read=None):
+    """Return a picture of at most `side` pixels a side; a grey one where its file is gone or damaged by now.
+
+    read: a function of the file that returns what to show in place of it.
+    """
+    try:
+        picture = Image.fromarray(read(file) if read else read_image(file, shrink_to=side))
+    except OSError:
+        picture = Image.new("RGB", (side, side), "lightgrey")
+    picture.thumbnail((side, side))
+    return picture
+
+
+def save(figure, path):
+    """Write the picture of a search."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a prompt in letters that the font lacks is drawn as boxes

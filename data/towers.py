@@ -1,4 +1,4 @@
-"""Towers as files: loaded from a folder or the hub, and written as ONNX for prompts and for other programs.
+"""Models on disk and on the Hugging Face hub; and towers as ONNX files, for prompts and for other programs.
 
 A text tower that is kept as ONNX answers a prompt without torch, which takes seconds to import; so this imports none.
 """
@@ -7,9 +7,11 @@ import contextlib
 import copy
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from config import UserError
 from data.files import user_cache, write_file
 
 FORMAT = 2  # of a text tower that is kept: raise it when what is written changes
+EXAMPLE = Path(__file__).with_name("onnx_example.py")  # how to use exported towers; it goes with them
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
 
 
@@ -40,6 +43,100 @@ def loading(tower, name, pretrained):
                              "type --no-pretrained for random weights")
         raise UserError(f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). "
                         f"--{tower}-encoder takes {takes}{hint}") from None
+
+
+def timm_model_args(name):
+    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
+    import timm
+
+    source, _, place = name.partition(":")
+    if source == "local-dir":
+        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
+    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
+
+
+# ---------------------------------------------------------------- the Hugging Face hub
+
+
+def model_folder(name, revision=None, token=None):
+    """Return the folder of a model: `name` itself, or of "OWNER/NAME" or "hf-hub:OWNER/NAME" its copy from the hub.
+
+    Only JSON, text and safetensors are fetched, no code and nothing pickled, and only what is not there yet. Raises
+    UserError where that cannot be, or a part of the model is missing.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder, place = Path(name), str(name).removeprefix("hf-hub:")
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+        try:
+            folder = Path(snapshot_download(place, revision=revision, token=token,
+                                            allow_patterns=["*.json", "*.txt", "*.md", "*.safetensors"]))
+        except Exception as error:  # no network, no such model, not allowed: each has an error of its own
+            reason = " ".join(str(error).split())[:240]
+            raise UserError(f"{name} is no folder here, nor can the Hugging Face hub give it: {reason}") from None
+    for part in ("config.json", "model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
+                 "text_encoder/tokenizer.json"):
+        if not (folder / part).is_file():
+            raise UserError(f"{folder} is not a whole model directory: it has no {part}")
+    return folder
+
+
+def upload(model, repo_id, private=None, token=None, message=None):
+    """Upload a model to the Hugging Face hub, without the paths of this machine; returns the address of the commit."""
+    from huggingface_hub import HfApi
+
+    def named(value):  # a path tells about its owner, and nobody else has it
+        place = Path(str(value).removeprefix("local-dir:"))
+        return type(value)(place.name) if isinstance(value, (str, Path)) and place.is_absolute() else value
+
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            replace(model.config, **{name: named(value) for name, value in vars(model.config).items()}).save(
+                Path(folder) / "config.json")
+            known = model.card and model.card.is_file()
+            card = model.card.read_text(encoding="utf-8") if known else model_card(model.config, {})
+            write_file(Path(folder) / "README.md", card.replace("OWNER/NAME", repo_id))
+            api = HfApi(token=token)
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
+    except Exception as error:  # as in model_folder
+        reason = " ".join(str(error).split())[:240]
+        raise UserError(f"{repo_id} cannot be written on the Hugging Face hub: {reason}; sign in with: hf auth login"
+                        ) from None
+
+
+def model_card(config, reports):
+    """Return the text of a model card: what the model is made of, its recall, how to use it.
+
+    reports: {split: what `evaluate.report_of` returns}; empty where nothing has been measured.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    image, text, data = (Path(str(part)).name for part in (config.image_encoder, config.text_encoder, config.data_dir))
+    title, results, rows = f"CLIP of {image} and {text}, trained on {data}", [], []
+    for split, report in reports.items():
+        for direction in ("text_to_image", "image_to_text"):
+            words, figures = direction.replace("_", " "), report[direction]
+            rows.append(f"| {split}, {report['images']:,} photos, {report['captions']:,} captions | {words} | "
+                        + " | ".join(f"{value:.1f}" for value in figures.values()) + " |")
+            results += [EvalResult(task_type="image-text-retrieval", dataset_type=data, dataset_name=data,
+                                   dataset_split=split, metric_type="recall", metric_name=f"{words} {key}",
+                                   metric_value=round(value, 2)) for key, value in figures.items() if key[:2] == "R@"]
+    data_card = ModelCardData(model_name=title, pipeline_tag="zero-shot-image-classification",
+                              tags=["clip", "image-text-retrieval"], eval_results=results or None)
+    table = ["| split | direction | R@1 | R@5 | R@10 | median rank |", "|---|---|---|---|---|---|", *rows]
+    return "\n".join([
+        "---", data_card.to_yaml(), "---", "", f"# {title}", "",
+        f"Two towers, {image} for images of {config.image_size} pixels and {text} for texts, whose projections meet in "
+        f"{config.embedding_dim} dimensions, trained with the `{config.loss}` loss for {config.epochs} epochs.", "",
+        *(["Recall in percent: how often the right photo is among the first for a caption, and one of a photo's "
+           "captions for the photo. Ties count against the model.", "", *table, ""] if rows else []),
+        "```", 'python inference.py --checkpoint hf-hub:OWNER/NAME --query "people sitting near the beach"', "```", "",
+        "```python", ">>> from models import CLIP", '>>> model = CLIP.from_pretrained("OWNER/NAME")', "```", ""])
+
+
+# ---------------------------------------------------------------- ONNX
 
 
 class PromptEncoder:
@@ -121,6 +218,31 @@ def export_onnx(model, folder, towers=("text", "image")):
         tower = model.text_encoder
         tower.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
+
+
+def onnx_difference(model, folder):
+    """Return by how much the embeddings of exported towers differ from those of the model, at most.
+
+    Both see noise, flat colours and texts of several lengths. Raises UserError if it is more than 1e-4.
+    """
+    import onnxruntime
+    import torch
+
+    from dataset import pad, tokenize
+
+    size, tower = model.config.image_size, model.text_encoder
+    pixels = torch.randint(256, (4, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[2:] = torch.tensor([30, 220]).view(2, 1, 1, 1)
+    texts = ["a dog", "people sitting near the beach", "A man climbs a rock, and another one looks up! " * 20]
+    input_ids, mask = pad(tokenize(tower.tokenizer, texts, tower.max_tokens), tower.pad_id)
+    with torch.inference_mode():
+        expected = [model.encode_image(pixels).numpy(), model.encode_text(input_ids, mask).numpy()]
+    image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
+    found = [image.run(None, {"pixels": pixels.numpy()})[0], PromptEncoder(folder)(texts)]
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
+    if not difference <= 1e-4:
+        raise UserError(f"the towers as ONNX differ from the model by {difference:.1e}: nothing was written")
+    return difference
 
 
 def encoder_folder(model_hash):

@@ -22,7 +22,7 @@ from data import files
 from data.files import picture_files, read_image, writable, write_file
 from data.towers import PromptEncoder, encoder_folder, export_onnx, keep_encoder
 from dataset import load_splits, read_square
-from gallery import Index, heat_map, read_index, search, write_index
+from gallery import Index, Towers, heat_map, read_index, search, write_index
 from inference import Gallery
 from models import CLIP
 
@@ -140,7 +140,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
     source = next((sample_dir / "Images").iterdir())
     for number in range(600):  # more than the 512 after which an index is saved
         os.link(source, folder / f"{number:03}.jpg")
-    really = Gallery.embed_files
+    really = Towers.embed_files
 
     def interrupted(self, files, bar=None):
         parts.append(len(files))
@@ -148,7 +148,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
             raise KeyboardInterrupt
         return really(self, files, bar)
 
-    monkeypatch.setattr(Gallery, "embed_files", interrupted)
+    monkeypatch.setattr(Towers, "embed_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Gallery(folder, checkpoint, progress=False)
     gallery = Gallery(folder, checkpoint, progress=False)
@@ -286,11 +286,11 @@ def test_a_prompt_to_a_known_gallery_imports_no_torch_and_is_answered_the_same(w
 
 def test_remarks_are_the_same_with_and_without_the_kept_text_tower(workplace, checkpoint):
     without = Gallery(None, checkpoint, progress=False)
-    without.encoder = None
+    without.towers.encoder = None
     kept = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(without.model, without.model_hash) is None and kept.encoder
+    assert keep_encoder(without.towers.model, without.towers.hash) is None and kept.towers.encoder
     for prompt in PROMPTS:
-        assert kept.remarks(prompt) == without.remarks(prompt)
+        assert kept.towers.remarks(prompt) == without.towers.remarks(prompt)
         assert [match.file for match in kept.search(prompt)] == [match.file for match in without.search(prompt)]
 
 
@@ -298,27 +298,28 @@ def test_a_text_tower_that_cannot_be_kept_is_said_once_and_still_answers(tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gallery = Gallery(None, checkpoint, progress=False)
     before = gallery.search("a dog")
-    assert gallery.model
+    assert gallery.towers.model
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("unknown\noperator")))
-    assert keep_encoder(gallery.model, gallery.model_hash) == "RuntimeError unknown operator"
+    assert keep_encoder(gallery.towers.model, gallery.towers.hash) == "RuntimeError unknown operator"
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     again = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(again.model, again.model_hash) is None and again.encoder is None  # not tried again
+    assert keep_encoder(again.towers.model, again.towers.hash) is None  # not tried again
+    assert again.towers.encoder is None
     assert again.search("a dog") == before
 
 
 def test_a_damaged_text_tower_is_thrown_away_and_made_again(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gallery = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(gallery.model, gallery.model_hash) is None
+    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
     expected = gallery.search("a dog")
     for name in ("text.onnx.data", "tokenizer.json", "text.json"):
-        (encoder_folder(gallery.model_hash) / name).unlink()
+        (encoder_folder(gallery.towers.hash) / name).unlink()
         again = Gallery(None, checkpoint, progress=False)
-        assert again.encoder is None and not encoder_folder(gallery.model_hash).exists()
+        assert again.towers.encoder is None and not encoder_folder(gallery.towers.hash).exists()
         assert [match.file for match in again.search("a dog")] == [match.file for match in expected]
-        assert keep_encoder(again.model, again.model_hash) is None
+        assert keep_encoder(again.towers.model, again.towers.hash) is None
 
 
 def test_a_full_disk_is_no_reason_never_to_try_again(tmp_path, checkpoint, monkeypatch):
@@ -327,9 +328,9 @@ def test_a_full_disk_is_no_reason_never_to_try_again(tmp_path, checkpoint, monke
     full = OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
         patch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(full))
-        assert "No space left" in keep_encoder(gallery.model, gallery.model_hash)
-    assert keep_encoder(gallery.model, gallery.model_hash) is None
-    assert Gallery(None, checkpoint, progress=False).encoder
+        assert "No space left" in keep_encoder(gallery.towers.model, gallery.towers.hash)
+    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
+    assert Gallery(None, checkpoint, progress=False).towers.encoder
 
 
 def test_of_many_models_the_newest_are_kept(tmp_path, checkpoint, monkeypatch):
@@ -339,6 +340,6 @@ def test_of_many_models_the_newest_are_kept(tmp_path, checkpoint, monkeypatch):
         old = encoder_folder(str(number))
         old.mkdir(parents=True)
         os.utime(old, (number, number))
-    assert keep_encoder(gallery.model, gallery.model_hash) is None
+    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
     kept = {path.name for path in encoder_folder("x").parent.glob("text-*")}
-    assert kept == {encoder_folder(name).name for name in ("3", "4", "5", gallery.model_hash)}
+    assert kept == {encoder_folder(name).name for name in ("3", "4", "5", gallery.towers.hash)}

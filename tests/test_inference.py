@@ -13,13 +13,12 @@ from PIL import Image
 
 import cache
 import dataset
-import inference
 from cache import embed_images, embed_texts
 from config import UserError
 from data.files import fingerprint
 from data.pictures import draw_matches
 from dataset import image_loader, split_table
-from gallery import Match, read_index
+from gallery import EVERYDAY, Match, read_index
 from inference import INDEX_NAME, Gallery
 from models import CLIP, ImageEncoder
 
@@ -59,10 +58,10 @@ def test_search_ranks_by_cosine(folder, checkpoint):
 def test_a_picture_is_most_like_itself(folder, checkpoint):
     gallery = open_gallery(folder, checkpoint)
     for file in gallery.files:
-        best = gallery.search_by_image(file, top_k=1)[0]
+        best = gallery.search(image=file, top_k=1)[0]
         assert best.file == file and best.score == pytest.approx(1, abs=1e-3)
     with pytest.raises(UserError, match="nowhere.jpg"):
-        gallery.search_by_image(folder / "nowhere.jpg")
+        gallery.search(image=folder / "nowhere.jpg")
 
 
 def test_a_second_start_opens_no_picture(folder, checkpoint, monkeypatch):
@@ -159,7 +158,7 @@ def test_other_formats_are_pictures_too(folder, checkpoint):
         picture.save(folder / f"copy.{suffix}")
     gallery = open_gallery(folder, checkpoint)
     assert len(gallery.files) == 11 and not gallery.skipped
-    best = gallery.search_by_image(folder / "0.jpg", top_k=1)[0]
+    best = gallery.search(image=folder / "0.jpg", top_k=1)[0]
     assert {file.name for file in (best.file, *best.copies)} == {
         "0.jpg", "copy.png", "copy.webp", "copy.gif", "copy.bmp", "copy.tiff"}
 
@@ -218,7 +217,7 @@ def test_pictures_that_look_the_same_are_one_match(folder, checkpoint):
     picture.point(lambda value: min(255, int(1.2 * value))).save(folder / "brighter.png")
     picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "mirrored.png")
     gallery = open_gallery(folder, checkpoint)
-    best = gallery.search_by_image(folder / "0.jpg", top_k=7)
+    best = gallery.search(image=folder / "0.jpg", top_k=7)
     assert [match.rank for match in best] == [1, 2, 3, 4, 5, 6, 7] and best[0].file == folder / "0.jpg"
     assert set(best[0].copies) == {folder / "smaller.jpg", folder / "brighter.png"}
     assert all(not match.copies for match in best[1:])
@@ -226,17 +225,17 @@ def test_pictures_that_look_the_same_are_one_match(folder, checkpoint):
     assert len(gallery.search(image=folder / "0.jpg", top_k=9, fold=False)) == 9
     pixels = np.asarray(picture).copy()
     Image.fromarray(pixels[:, :, [1, 2, 0]]).save(folder / "other colours.png")
-    best = open_gallery(folder, checkpoint).search_by_image(folder / "0.jpg", top_k=1)[0]
+    best = open_gallery(folder, checkpoint).search(image=folder / "0.jpg", top_k=1)[0]
     assert folder / "other colours.png" not in (best.file, *best.copies)
     flat = [folder / f"flat{shade}.png" for shade in (10, 200)]
     for file, shade in zip(flat, (10, 200), strict=True):
         Image.new("RGB", (64, 64), (shade,) * 3).save(file)
-    assert all(not match.copies for match in open_gallery(folder, checkpoint).search_by_image(flat[0], top_k=1))
+    assert all(not match.copies for match in open_gallery(folder, checkpoint).search(image=flat[0], top_k=1))
 
 
 def test_what_fits_nothing_is_told_from_what_everyday_prompts_reach(folder, checkpoint):
     gallery = open_gallery(folder, checkpoint)
-    best = [gallery.search(prompt, top_k=1)[0].score for prompt in inference.EVERYDAY]
+    best = [gallery.search(prompt, top_k=1)[0].score for prompt in EVERYDAY]
     assert gallery.usual == pytest.approx(sorted(best)[2], abs=1e-6)
     assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual)]) is None
     assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual - 0.01)]).startswith("nothing here fits well")
@@ -311,9 +310,9 @@ def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):
 
 
 def test_words_that_the_model_does_not_know_are_said_to_be_unknown(folder, checkpoint):
-    gallery = open_gallery(folder, checkpoint)
-    assert gallery.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
-    assert gallery.remarks("a dog running") == []
+    towers = open_gallery(folder, checkpoint).towers
+    assert towers.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
+    assert towers.remarks("a dog running") == []
 
 
 def test_a_name_that_is_not_utf8_is_searched_drawn_and_printed(workplace, folder):
