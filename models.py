@@ -10,7 +10,6 @@ Training pulls the B matching pairs of a batch together and pushes the B² - B o
 Features leave a tower; embeddings are projected and of unit length. Losses are functions of tensors, below.
 """
 
-import json
 import math
 from dataclasses import replace
 from itertools import chain, repeat
@@ -19,13 +18,14 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import Gathered, write_json
 from config import Config, UserError, ranks, resolve_dtype
+from data.checkpoints import check_image_weights, one_model, read_model, timm_model_args
 from data.towers import loading
 from dataset import train_tokenizer
 
@@ -126,6 +126,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
         with loading("image", name, pretrained):
+            if pretrained and name.startswith("local-dir:"):
+                check_image_weights(Path(name.removeprefix("local-dir:")))
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
         trained_with = self.backbone.pretrained_cfg
@@ -165,14 +167,6 @@ class ImageEncoder(nn.Module):
             "model_args": self.model_args, "pretrained_cfg": trained_with})
 
 
-def timm_model_args(name):
-    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
-    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
-
-
 class TextEncoder(nn.Module):
     """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
 
@@ -181,7 +175,8 @@ class TextEncoder(nn.Module):
     pooling: "cls" takes the first token's features, "mean" averages over the caption's tokens, padding left out.
     """
 
-    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None):
+    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None,
+                 tokenizer=None):
         super().__init__()
         if name == "scratch":
             self.tokenizer = train_tokenizer(captions, max_tokens)
@@ -190,14 +185,15 @@ class TextEncoder(nn.Module):
                 n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id))
         else:
             with loading("text", name, pretrained):
-                self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
                 if pretrained:
                     self.backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
                                                               trust_remote_code=False)
                 else:
-                    architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
-                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32)
+                    architecture = one_model(AutoConfig.from_pretrained(name, trust_remote_code=False))
+                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False,
+                                                          attn_implementation=None)
         self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
@@ -295,20 +291,9 @@ class CLIP(nn.Module):
     @classmethod
     def from_pretrained(cls, directory):
         """Load a model directory, in eval mode on the CPU. Reads nothing outside it; raises UserError if damaged."""
-        directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
-        config = Config.load(directory / "config.json")
-        for part in ("model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
-                     "text_encoder/tokenizer.json"):
-            if not (directory / part).is_file():
-                raise UserError(f"{directory} is not a whole model directory: {part} is missing")
-        model = cls(config, ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
-                    TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens))
-        try:
-            model.load_state_dict(load_file(directory / "model.safetensors"))
-        except Exception as error:  # missing, truncated, or with other tensors than the config asks for
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{directory / 'model.safetensors'} does not fit its config: {reason}") from None
-        return model.eval()
+        return read_model(directory, lambda folder, config, tokenizer: cls(
+            config, ImageEncoder(f"local-dir:{folder / 'image_encoder'}", False, config.image_size),
+            TextEncoder(str(folder / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer=tokenizer)))
 
     def save_pretrained(self, directory):
         """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""

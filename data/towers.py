@@ -32,6 +32,8 @@ def loading(tower, name, pretrained):
     transformers.logging.disable_progress_bar()
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
         reason = " ".join(str(error).split())[:240]
         takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
