@@ -10,6 +10,7 @@ import ctypes
 import functools
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,10 @@ from typing import Literal, get_args, get_type_hints
 import tyro
 
 Split = Literal["train", "dev", "test"]
+
+
+MOST_JSON = 10_000_000  # bytes of a settings file
+CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # characters that steer a terminal or end a file's name
 
 
 class UserError(Exception):
@@ -33,8 +38,8 @@ def one_line_errors():
         stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 can still be printed
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except UserError as error:  # what a file holds may stand in it: no control character of it reaches the terminal
+        print("error: " + re.sub(CONTROL, lambda found: ascii(found[0])[1:-1], str(error)), file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `python inference.py … | head`: the reader has left, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,11 +105,12 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        refuse(self, "epochs scratch_layers embedding_dim cached_views", "at least 1", lambda v: v >= 1)
+        refuse(self, "epochs scratch_layers cached_views", "from 1 to 1,000,000", lambda v: 1 <= v <= 10**6)
+        refuse(self, "embedding_dim", "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
         refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
-        refuse(self, "max_tokens", "at least 3: two are taken by the start and end tokens", lambda v: v >= 3)
-        refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v > 0 and v % 64 == 0)
-        refuse(self, "image_size", "at least 32", lambda v: v is None or v >= 32)
+        refuse(self, "max_tokens", "from 3, of which start and end token are two, to 4,096", lambda v: 3 <= v <= 4096)
+        refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v in range(64, 2**16, 64))
+        refuse(self, "image_size", "from 32 to 2,048", lambda v: v is None or 32 <= v <= 2048)
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)
@@ -128,18 +134,28 @@ class Config:
     @staticmethod
     def load(path):
         """Read settings written by `save`. Fields added since then take their defaults."""
-        try:
-            values = json.loads((path := Path(path)).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{path.parent} is not a model directory: it has no {path.name}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path} must hold a JSON object")
-        types = get_type_hints(Config)
+        values, types = read_json(path := Path(path)), get_type_hints(Config)
         if unknown := sorted(set(values) - set(types)):
-            raise UserError(f"{path} is not a config of this version: unknown {unknown[0]!r}")
-        return Config(**{name: checked_value(path, name, value, types[name]) for name, value in values.items()})
+            raise UserError(f"{path} is not a config of this version: unknown {unknown[0]!r:.60}")
+        try:
+            return Config(**{name: checked_value(name, value, types[name]) for name, value in values.items()})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def read_json(path):
+    """Return the object in a JSON file; raises UserError for one that is not there, too large, or no such thing."""
+    if not path.is_file():  # nor a pipe, which would be waited for
+        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
+    try:
+        if (size := path.stat().st_size) > MOST_JSON:
+            raise ValueError(f"its {size:,} bytes are more than {MOST_JSON:,}")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return values
 
 
 def refuse(flags, names, allowed, holds):
@@ -149,15 +165,16 @@ def refuse(flags, names, allowed, holds):
             raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
 
 
-def checked_value(path, name, value, annotation):
+def checked_value(name, value, annotation):
     """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
     kinds = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
-    for kind, written_as in ((Path, str), (float, int)):
-        if kind in kinds and type(value) is written_as:
-            return kind(value)
-    if any(value == kind if isinstance(kind, str) else type(value) is kind for kind in kinds):
-        return value
-    raise UserError(f"{path}: {name} cannot be {value!r}")
+    if not (isinstance(value, str) and re.search(CONTROL, value) or isinstance(value, int) and abs(value) >= 2**63):
+        for kind, written_as in ((Path, str), (float, int)):
+            if kind in kinds and type(value) is written_as:
+                return kind(value)
+        if any(value == kind if isinstance(kind, str) else type(value) is kind for kind in kinds):
+            return value
+    raise UserError(f"{name} cannot be {value!r:.60}")
 
 
 PRESETS = {

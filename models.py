@@ -18,14 +18,15 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import Gathered, write_json
-from config import Config, UserError, ranks, resolve_dtype
-from data.towers import loading, model_folder, timm_model_args, upload
+from config import UserError, ranks, resolve_dtype
+from data.checkpoints import check_image_weights, one_model, read_model, timm_model_args
+from data.towers import loading, model_folder, upload
 from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -125,6 +126,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
         with loading("image", name, pretrained):
+            if pretrained and name.startswith("local-dir:"):
+                check_image_weights(Path(name.removeprefix("local-dir:")))
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
         trained_with = self.backbone.pretrained_cfg
@@ -172,7 +175,8 @@ class TextEncoder(nn.Module):
     pooling: "cls" takes the first token's features, "mean" averages over the caption's tokens, padding left out.
     """
 
-    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None):
+    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None,
+                 tokenizer=None):
         super().__init__()
         if name == "scratch":
             self.tokenizer = train_tokenizer(captions, max_tokens)
@@ -181,14 +185,15 @@ class TextEncoder(nn.Module):
                 n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id))
         else:
             with loading("text", name, pretrained):
-                self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, trust_remote_code=False)
                 # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
                 if pretrained:
                     self.backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
                                                               trust_remote_code=False)
                 else:
-                    architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
-                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32)
+                    architecture = one_model(AutoConfig.from_pretrained(name, trust_remote_code=False))
+                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False,
+                                                          attn_implementation=None)
         self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
         self.pooling = pooling
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
@@ -289,19 +294,14 @@ class CLIP(nn.Module):
     def from_pretrained(cls, name, revision=None, token=None):
         """Load a model directory, or one of the Hugging Face hub such as "me/my-clip", in eval mode on the CPU.
 
-        Reads nothing outside it; raises UserError if it is not there, not whole, or damaged.
+        Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
         """
-        directory = model_folder(name, revision, token).resolve()  # a relative "best" could be taken for a hub name
-        config = Config.load(directory / "config.json")
-        model = cls(config, ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size),
-                    TextEncoder(str(directory / "text_encoder"), False, config.pooling, config.max_tokens))
-        try:
-            model.load_state_dict(load_file(directory / "model.safetensors"))
-        except Exception as error:  # missing, truncated, or with other tensors than the config asks for
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{directory / 'model.safetensors'} does not fit its config: {reason}") from None
+        directory = model_folder(name, revision, token)
+        model = read_model(directory, lambda folder, config, tokenizer: cls(
+            config, ImageEncoder(f"local-dir:{folder / 'image_encoder'}", False, config.image_size),
+            TextEncoder(str(folder / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer=tokenizer)))
         model.card = directory / "README.md"
-        return model.eval()
+        return model
 
     def save_pretrained(self, directory):
         """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""

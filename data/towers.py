@@ -35,6 +35,8 @@ def loading(tower, name, pretrained):
     transformers.logging.disable_progress_bar()
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
         reason = " ".join(str(error).split())[:240]
         takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
@@ -45,16 +47,6 @@ def loading(tower, name, pretrained):
                         f"--{tower}-encoder takes {takes}{hint}") from None
 
 
-def timm_model_args(name):
-    """Return the constructor arguments that a timm `config.json` adds to its architecture, such as a padding type."""
-    import timm
-
-    source, _, place = name.partition(":")
-    if source == "local-dir":
-        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8")).get("model_args", {})
-    return timm.models.load_model_config_from_hf(place)[2] or {} if source == "hf-hub" else {}
-
-
 # ---------------------------------------------------------------- the Hugging Face hub
 
 
@@ -62,7 +54,7 @@ def model_folder(name, revision=None, token=None):
     """Return the folder of a model: `name` itself, or of "OWNER/NAME" or "hf-hub:OWNER/NAME" its copy from the hub.
 
     Only JSON, text and safetensors are fetched, no code and nothing pickled, and only what is not there yet. Raises
-    UserError where that cannot be, or a part of the model is missing.
+    UserError where that cannot be.
     """
     from huggingface_hub import snapshot_download
 
@@ -74,10 +66,6 @@ def model_folder(name, revision=None, token=None):
         except Exception as error:  # no network, no such model, not allowed: each has an error of its own
             reason = " ".join(str(error).split())[:240]
             raise UserError(f"{name} is no folder here, nor can the Hugging Face hub give it: {reason}") from None
-    for part in ("config.json", "model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
-                 "text_encoder/tokenizer.json"):
-        if not (folder / part).is_file():
-            raise UserError(f"{folder} is not a whole model directory: it has no {part}")
     return folder
 
 

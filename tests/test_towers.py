@@ -208,8 +208,9 @@ def test_without_a_hub_a_name_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="me/nothing is no folder here, nor can the Hugging Face hub give it"):
         model_folder("me/nothing")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="is not a whole model directory: it has no config.json"):
-        model_folder(tmp_path / "nothing")
+    assert model_folder(tmp_path / "nothing") == tmp_path / "nothing"
+    with pytest.raises(UserError, match="is not a model directory: it has no config.json"):
+        CLIP.from_pretrained(tmp_path / "nothing")
 
 
 def test_the_card_of_a_run_holds_its_own_figures(workplace, checkpoint):
