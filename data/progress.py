@@ -54,7 +54,7 @@ def new_progress():
 
 def random_state():
     """Return the state of torch's random numbers, which dropout draws, as text: of the CPU and of the GPU in use."""
-    states = [torch.get_rng_state()] + [torch.cuda.get_rng_state()] * torch.cuda.is_initialized()
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [])]
     return [state.numpy().tobytes().hex() for state in states]
 
 
