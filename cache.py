@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ import cv2
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from config import UserError, ranks
@@ -306,51 +305,3 @@ def from_features(model, encode, features):
 def write_json(path, value):
     """Write a JSON file, indented for people."""
     Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def replacing(directory):
-    """Yield a new folder that takes the place of `directory` once everything in it has been written.
-
-    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: `config.recover`.
-    """
-    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    yield new
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def save_last(run_dir, model, average, optimizer, scaler, progress):
-    """Write last/: the averaged model and the state of the trainer, as safetensors and JSON; nothing is pickled."""
-    with replacing(run_dir / "last") as folder:
-        average.save_pretrained(folder)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()},
-                  folder / "weights.safetensors")
-        slots = {f"{index}.{key}": value.contiguous() for index, slot in optimizer.state_dict()["state"].items()
-                 for key, value in slot.items()}
-        save_file(slots, folder / "optimizer.safetensors")
-        write_json(folder / "trainer.json", {**progress, "scaler": scaler.state_dict()})
-
-
-def load_last(run_dir, model, optimizer, scaler):
-    """Restore the state that `save_last` wrote; returns the progress {"epoch", "best", "history"}."""
-    model.load_state_dict(load_file(run_dir / "last" / "weights.safetensors"))
-    state = {}
-    for name, value in load_file(run_dir / "last" / "optimizer.safetensors").items():
-        index, key = name.split(".")  # number of the parameter; step, exp_avg or exp_avg_sq
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, slots in optimizer.state.items():  # in the memory order of its parameter, as fused AdamW expects
-        slots.update({key: torch.empty_like(parameter).copy_(value) for key, value in slots.items() if value.ndim})
-    progress = json.loads((run_dir / "last" / "trainer.json").read_text(encoding="utf-8"))
-    if scaling := progress.pop("scaler"):  # empty unless the run was in fp16, which on another GPU it need not be
-        scaler.load_state_dict(scaling)
-    return progress

@@ -305,22 +305,19 @@ def parse_train(argv=None):
                                  description=f"Train CLIP on pictures and captions. Shown: {why}.")
         config = read(default=PRESETS[preset])
         if config.resume:  # then the run's own settings are the defaults of a second reading
+            from data.runs import busy, in_use, recover  # here, because it takes its errors from this file
+
             for run_dir in [config.run_dir] if config.run_dir else Path("runs").glob("*"):
-                recover(run_dir / "last")
-                recover(run_dir / "best")
+                if not in_use(run_dir):  # else the moment between two renames is another process's
+                    recover(run_dir)
             run_dir = config.run_dir or newest_run("last/config.json", f"{named or ''}*")
+            if in_use(run_dir):
+                raise UserError(busy(run_dir))
             saved = replace(Config.load(run_dir / "last" / "config.json"), run_dir=run_dir, resume=True)
-            config, why = read(default=saved), f"resuming {run_dir}"
+            config, why = replace(read(default=saved), preset=named or saved.preset), f"resuming {run_dir}"
             if changes := differing_settings(saved, config):
                 why += " with " + ", ".join(changes)
         return replace(config, run_dir=config.run_dir or Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")), why
-
-
-def recover(directory):
-    """Put back the previous version of a model directory if a kill came between the two renames that replace it."""
-    with contextlib.suppress(FileNotFoundError):  # there is none, or another process was first
-        if not directory.exists():
-            directory.with_name(f".{directory.name}.old").rename(directory)
 
 
 def newest_run(holding, pattern="*"):
@@ -344,30 +341,6 @@ def checkpoint_dir(given):
 def differing_settings(before, after):
     """Return the settings in which two configs differ, as words: "epochs 3 -> 9"."""
     return [f"{name} {old} -> {new}" for name, old in vars(before).items() if old != (new := getattr(after, name))]
-
-
-def check_run_dir(config):
-    """Refuse to overwrite a run, and to resume one with settings that would make it another run."""
-    if config.run_dir.exists() and not config.run_dir.is_dir():
-        raise UserError(f"--run-dir {config.run_dir} is a file: name a folder")
-    if not config.resume:
-        if (config.run_dir / "last").exists():
-            raise UserError(f"{config.run_dir} already holds a run: add --resume to go on, or name another --run-dir")
-        return
-    saved = Config.load(config.run_dir / "last" / "config.json")
-    if not (config.run_dir / "last" / "weights.safetensors").exists():
-        raise UserError(f"{config.run_dir} is a run of another version: it cannot be resumed, train anew")
-    harmless = ("resume ", "run_dir ", "device ", "workers ", "data_dir ", "epochs ", "micro_batch ")
-    if changes := [change for change in differing_settings(saved, config) if not change.startswith(harmless)]:
-        raise UserError(f"{config.run_dir} cannot go on with other settings ({', '.join(changes)}): drop these flags")
-
-
-def go_on(config):
-    """Return what to type after a run has stopped."""
-    if not (config.run_dir / "last").exists():
-        return "it was before the end of the first epoch: nothing is saved"
-    start = f"torchrun --nproc-per-node={world}" if (world := os.environ.get("LOCAL_WORLD_SIZE")) else "python"
-    return f"go on with: {start} train.py --resume --run-dir {config.run_dir}"
 
 
 # ---------------------------------------------------------------- what they mean on this machine

@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast
 
 from config import UserError, ranks
 from data.files import read_image
+from data.runs import leave_quietly
 from data.shards import ShardPairs
 from data.tars import contents, exists, is_sharded, shard_captions, shard_faults, split_of, tar_of
 
@@ -360,7 +361,7 @@ def image_loader(paths, size, batch_size, workers=0, **options):
     """Return a loader over picture files, or this process's share of them; options as for `ImageFiles`."""
     rank, world = ranks()
     return DataLoader(ImageFiles(paths, size, **options), batch_size, sampler=range(rank, len(paths), world),
-                      num_workers=min(workers, CORES), collate_fn=ImageFiles.collate)
+                      num_workers=min(workers, CORES), collate_fn=ImageFiles.collate, worker_init_fn=leave_quietly)
 
 
 def training_loader(dataset, batch_size, workers=0, pin_memory=False, epoch_shards=0):
@@ -371,7 +372,7 @@ def training_loader(dataset, batch_size, workers=0, pin_memory=False, epoch_shar
     `epoch_shards` an epoch), unless their features are cached.
     """
     (rank, world), workers = ranks(), min(workers, CORES)
-    options = {"drop_last": True, "pin_memory": pin_memory}
+    options = {"drop_last": True, "pin_memory": pin_memory, "worker_init_fn": leave_quietly}
     if len(dataset) < world:
         raise UserError(f"{len(dataset)} training photos are too few for {world} processes")
     if dataset.image_features is None and tar_of(dataset.photos.paths[0]):

@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, stamp, writable, write_file
+from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, replacing, stamp, writable, write_file
 from data.pictures import MOST_DRAWN, draw_labels, draw_matches
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
 from data.towers import EXAMPLE, export_onnx, keep_encoder, onnx_difference
@@ -364,8 +364,6 @@ def export(towers, flags, say):
     """Write both towers as ONNX, for programs that know nothing of torch, with an example of how to use them."""
     if flags.export.exists() and (not flags.export.is_dir() or any(flags.export.iterdir())):
         raise UserError(f"--export {flags.export} is there already: name a new folder")
-    from cache import replacing
-
     say("writing both towers as ONNX, which takes a minute")
     try:
         with replacing(flags.export) as folder:

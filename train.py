@@ -17,23 +17,21 @@ worst-dev.png.
 from config import (
     PRESETS,
     UserError,
-    check_run_dir,
-    go_on,
     one_line_errors,
     parse_train,
     ranks,
     resolve_device,
     resolve_dtype,
 )
+from data.runs import check_run_dir, guarded, heed_signals, unbroken
 
 if __name__ == "__main__":
     CONFIG, WHY = parse_train()  # before torch is imported, so that --help and a mistyped flag answer at once
+    heed_signals()
 
 import copy
 import json
 import math
-import signal
-import sys
 import time
 from dataclasses import replace
 
@@ -41,18 +39,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cache import (
-    decoded_photos,
-    embed_split,
-    from_first,
-    frozen_features,
-    load_last,
-    one_at_first,
-    replacing,
-    save_last,
-)
-from data.files import write_file
+from cache import decoded_photos, embed_split, from_first, frozen_features, one_at_first
+from data.files import replacing, write_file
 from data.pictures import draw_curves
+from data.progress import load_last, new_progress, not_finite, save_last, steps_to_come
 from data.sample_scenes import write_sample
 from data.shards import is_sharded, skipped_samples
 from data.towers import model_card
@@ -145,18 +135,30 @@ def update_average(means, weights, share):
     torch._foreach_lerp_(means, weights, 1 - share)
 
 
-def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint):
+@torch.no_grad()
+def put_statistics_back(means, weights):
+    """Take the running statistics of the mean: a step that was skipped may have spoilt the others for good."""
+    for mean, weight in zip(means, weights, strict=True):
+        if not weight.requires_grad:
+            weight.copy_(mean)
+
+
+def train_one_epoch(model, average, stage, scaler, config, epoch, progress):
     """Show every photo once, but for a last, smaller batch, and let `average` follow the weights.
 
-    Returns {"train_loss" (mean), "first_loss", "lr_heads" (at the end), "samples_per_second"}, of shards "skipped" too.
+    `progress` says how far a stop let the epoch come, and is kept up to date: "losses", a step each, "skipped_steps".
+    Returns {"train_loss" (mean), "first_loss", "lr_heads" (at the end), "samples_per_second"}, in fp16 "skipped_steps"
+    too, of shards "skipped".
     """
     device, autocast, (loader, optimizer, forward, _) = model.logit_scale.device, model.autocast(), stage
     rank, world = ranks()
     start_epoch(loader, epoch)
     model.train()
-    (means, weights), losses, start = moving_weights(average, model), [], time.perf_counter()
-    bar = tqdm(loader, f"epoch {epoch}/{config.epochs}", leave=False, unit="step", disable=rank > 0 or None)
-    for step, batch in enumerate(bar, (epoch - 1) * len(loader)):
+    (means, weights), losses, start = moving_weights(average, model), progress["losses"], time.perf_counter()
+    trained, done = [weight for weight in weights if weight.requires_grad], len(losses)
+    bar = tqdm(steps_to_come(loader, progress), f"epoch {epoch}/{config.epochs}", len(loader), leave=False, unit="step",
+               initial=done, disable=rank > 0 or None)
+    for step, batch in enumerate(bar, (epoch - 1) * len(loader) + done):
         share = lr_share(step, config.epochs * len(loader), config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = share * group["peak_lr"]
@@ -171,28 +173,33 @@ def train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoin
         # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it is disabled and does nothing.
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(weights, config.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
         losses.append(loss.item())
-        # fp16 overflows now and then: the scaler skips that step and halves its scale. Anything else is a real fault.
-        overflow = scaler.is_enabled() and scaler.get_scale() > 1
-        if not math.isfinite(losses[-1]) or not (overflow or math.isfinite(norm)):
-            rates = ", ".join(f"{group['part']} {group['lr']:.2g}" for group in optimizer.param_groups)
-            raise UserError(
-                f"stopped at step {step + 1} (epoch {epoch}): loss {losses[-1]}, gradient norm {norm:.3g}, learning "
-                f"rates {rates}. Last good checkpoint: {last_checkpoint}. Try lower learning rates or --precision fp32")
-        scaler.step(optimizer)
+        if math.isfinite(losses[-1]) and math.isfinite(norm):
+            scaler.step(optimizer)
+            model.clamp_logit_scale()
+            # The mean looks back 1 / (1 - averaging) steps, and over fewer while there have been few.
+            update_average(means, weights, min(config.averaging, (1 + step) / (10 + step)))
+        elif scaler.is_enabled() and scaler.get_scale() > 1:  # fp16 overflows now and then: the scale is halved
+            progress["skipped_steps"] += 1
+            put_statistics_back(means, weights)
+        else:
+            raise not_finite(losses[-1], norm, (image_embeddings, text_embeddings), stage, config, epoch, step)
         scaler.update()
-        model.clamp_logit_scale()
-        # The mean looks back 1 / (1 - averaging) steps, and over fewer while there have been few.
-        update_average(means, weights, min(config.averaging, (1 + step) / (10 + step)))
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    seconds = time.perf_counter() - start
     if world > 1:
         torch.distributed.all_reduce(losses := torch.tensor(losses, device=device) / world)
         losses = losses.tolist()
+    finite = list(filter(math.isfinite, losses))
+    if not finite:
+        raise UserError(f"no loss of epoch {epoch} was finite: try lower learning rates or --precision fp32")
     return {
-        "train_loss": sum(losses) / len(losses), "first_loss": losses[0],
-        "lr_heads": next(group["lr"] for group in optimizer.param_groups if group["part"] == "heads"),
-        "samples_per_second": round(len(losses) * world * loader.batch_size / (time.perf_counter() - start), 1),
+        "train_loss": sum(finite) / len(finite), "first_loss": finite[0],
+        "lr_heads": lr_share(epoch * len(loader) - 1, config.epochs * len(loader), config.warmup) * next(
+            group["peak_lr"] for group in optimizer.param_groups if group["part"] == "heads"),
+        "samples_per_second": round((len(losses) - done) * world * loader.batch_size / seconds, 1),
+        **({"skipped_steps": progress["skipped_steps"]} if scaler.is_enabled() else {}),
         **skipped_samples(loader, device),
     }
 
@@ -220,6 +227,7 @@ def epoch_line(row, epochs):
         f"{arrow} " + "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
         for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")))
     skipped = f"  {row['skipped']:,} bad samples skipped" if row.get("skipped") else ""
+    skipped += f"  {row['skipped_steps']:,} steps skipped: fp16 overflow" if row.get("skipped_steps") else ""
     loss = f"loss {row['train_loss']:.3f}"
     return f"epoch {row['epoch']:>3}/{epochs}  {loss}  dev R@1/5/10 {recalls}  {row['seconds']:.1f} s{skipped}"
 
@@ -249,10 +257,10 @@ def prepare(model, splits, config, towers):
     return loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), forward, dev_cached
 
 
-def epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint):
+def epoch_row(model, average, stage, scaler, splits, config, epoch, progress):
     """Train one epoch and measure the averaged weights on dev. Returns its row of metrics.jsonl."""
     start = time.perf_counter()
-    row = train_one_epoch(model, average, stage, scaler, config, epoch, last_checkpoint)
+    row = train_one_epoch(model, average, stage, scaler, config, epoch, progress)
     average.eval()
     for buffer in average.buffers() if ranks()[1] > 1 else ():  # a BatchNorm that learns has seen other photos
         torch.distributed.broadcast(buffer, 0)
@@ -274,19 +282,23 @@ def train_heads_first(model, average, scaler, splits, config):
     config = replace(config, epochs=config.heads_first, cache=True)
     stage = prepare(model, splits, config, "both")
     print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
-    rows = [epoch_row(model, average, stage, scaler, splits, config, epoch, "none yet")
+    rows = [epoch_row(model, average, stage, scaler, splits, config, epoch, new_progress())
             for epoch in range(1, config.epochs + 1)]
     return {**rows[-1], "epoch": 0, "first_loss": rows[0]["first_loss"], "seconds": sum(row["seconds"] for row in rows)}
 
 
-def keep(config, model, average, optimizer, scaler, progress):
-    """Write what is kept after an epoch: best/ if it is the best so far, last/, and metrics.jsonl."""
+def keep(config, model, average, optimizer, scaler, progress, chance):
+    """Write what is kept after an epoch: best/ if it is the best so far, metrics.jsonl, curves.png, and last/.
+
+    last/ says that the epoch is done, so it comes last: what a kill leaves unwritten is made again after a resume.
+    """
     if (newest := progress["history"][-1]["mean_recall"]) > progress["best"]:
         progress["best"] = newest
         with replacing(config.run_dir / "best") as folder:
             average.save_pretrained(folder)
-    save_last(config.run_dir, model, average, optimizer, scaler, progress)
     write_file(config.run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in progress["history"]))
+    draw_curves(progress["history"], chance, config.run_dir / "curves.png")
+    save_last(config.run_dir, model, average, optimizer, scaler, progress)
 
 
 def main(config, why):
@@ -321,10 +333,12 @@ def main(config, why):
     if config.heads_first and config.freeze != "both" and config.is_pretrained("text") and not config.resume:
         heads = train_heads_first(model, average, scaler, splits, config)
     stage = loader, optimizer, *_ = prepare(model, splits, config, config.freeze)
-    progress = {"epoch": 0, "best": -1.0, "history": []}
+    progress, chance = new_progress(), chance_loss(loader, config)
     if config.resume:
         progress = load_last(config.run_dir, model, optimizer, scaler)
-        print(f"going on after epoch {progress['epoch']} of {config.epochs}" if progress["epoch"] < config.epochs else
+        within = f", step {len(progress['losses'])} of the next" if progress["losses"] else ""
+        print(f"going on after epoch {progress['epoch']} of {config.epochs}{within}"
+              if progress["epoch"] < config.epochs else
               f"all {config.epochs} epochs are done: add --epochs N to train on")
 
     trained, total = (sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or every)
@@ -336,16 +350,20 @@ def main(config, why):
     if (pairs := world * loader.batch_size) < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {pairs}")
     for epoch in range(progress["epoch"] + (heads is None), config.epochs + 1):
-        last_checkpoint = config.run_dir / "last" if progress["history"] else "none yet"
-        row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, last_checkpoint)
-        heads = None  # epoch 0 is the heads alone
-        progress["epoch"] = epoch
-        progress["history"].append(row)
-        if rank == 0:
-            keep(config, model, average, optimizer, scaler, progress)
-            draw_curves(progress["history"], chance_loss(loader, config), config.run_dir / "curves.png")
-        print(epoch_line(row, config.epochs), flush=True)
-        if remark := stuck(progress["history"], chance_loss(loader, config)):
+        try:
+            row = heads or epoch_row(model, average, stage, scaler, splits, config, epoch, progress)
+            heads = None  # epoch 0 is the heads alone
+            with unbroken():
+                progress |= {"epoch": epoch, "history": [*progress["history"], row], "losses": [], "skipped_steps": 0}
+                if rank == 0:
+                    keep(config, model, average, optimizer, scaler, progress, chance)
+                print(epoch_line(row, config.epochs), flush=True)
+        except KeyboardInterrupt:  # between two steps, or while dev was measured; several processes lose the epoch
+            if progress["losses"] and world == 1:
+                save_last(config.run_dir, model, average, optimizer, scaler, progress)
+                print(f"\nkept within epoch {epoch}: {len(progress['losses'])} of {len(loader)} steps are done")
+            raise
+        if remark := stuck(progress["history"], chance):
             print(remark, flush=True)
 
     # on a machine that cannot see the run folder, the weights come from the first process
@@ -366,16 +384,8 @@ def main(config, why):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops as Ctrl-C does
     with one_line_errors():
         resolve_device(CONFIG.device)  # under torchrun, this is where the processes meet
         CONFIG = replace(CONFIG, run_dir=from_first(CONFIG.run_dir))
-        try:
+        with guarded(CONFIG):
             main(CONFIG, WHY)
-        except KeyboardInterrupt:
-            print(f"\nstopped; {go_on(CONFIG)}")
-            sys.exit(130)
-        except RuntimeError as error:
-            if "onnection" not in str(error) and not isinstance(error, torch.distributed.DistBackendError):
-                raise
-            raise UserError(f"another process of this run has ended, see its message; {go_on(CONFIG)}") from None

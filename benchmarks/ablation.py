@@ -27,6 +27,7 @@ from benchmarks import seed_recipe
 from cache import embed_split
 from config import PRESETS, one_line_errors, resolve_device
 from data.files import write_file
+from data.progress import new_progress
 from dataset import load_splits
 from evaluate import report_of
 from models import CLIP, clip_loss
@@ -97,7 +98,7 @@ def ours(flags, splits, config):
     if config.heads_first and config.freeze != "both":
         rows.append(train_heads_first(model, average, scaler, splits, config))
     stage = prepare(model, splits, config, config.freeze)
-    rows += [epoch_row(model, average, stage, scaler, splits, config, epoch, "none")
+    rows += [epoch_row(model, average, stage, scaler, splits, config, epoch, new_progress())
              for epoch in range(1, config.epochs + 1)]
     return rows[-1], sum(row["seconds"] for row in rows)
 

@@ -26,6 +26,7 @@ import tyro
 from benchmarks.seed_recipe import BATCH_SIZE, RATES, WEIGHT_DECAY, CaptionRows, batch_loss, unscaled
 from cache import Cached, frozen_features
 from config import PRESETS, one_line_errors, resolve_device
+from data.progress import new_progress
 from data.sample_scenes import write_sample
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from models import CLIP
@@ -92,7 +93,7 @@ def ours(model, table, cached, flags):
     average, scaler = copy.deepcopy(model), torch.amp.GradScaler(enabled=False)
     for epoch in range(1, 2 + flags.rounds):
         start = time.perf_counter()
-        train_one_epoch(model, average, stage, scaler, config, epoch, "none")
+        train_one_epoch(model, average, stage, scaler, config, epoch, new_progress())
         yield (time.perf_counter() - start) / (len(loader) * loader.batch_size)
 
 

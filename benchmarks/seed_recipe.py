@@ -26,8 +26,9 @@ import tyro
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from cache import embed_split, frozen_features, replacing
+from cache import embed_split, frozen_features
 from config import PRESETS, UserError, one_line_errors, resolve_device
+from data.files import replacing
 from dataset import image_path, load_splits, pad, read_square, tokenize
 from evaluate import recall_table, report_of
 from models import CLIP

@@ -3,8 +3,10 @@
 Imports no torch, as nothing does that a prompt to an embedded gallery needs: torch alone takes seconds.
 """
 
+import contextlib
 import hashlib
 import os
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -133,5 +135,40 @@ def write_file(path, content):
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(directory):
+    """Yield a new folder that takes the place of `directory` once everything in it has been written.
+
+    Until then the previous one stays. A kill between the two renames leaves it as `.NAME.old`: `data.runs.recover`.
+    """
+    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for path in (*new.rglob("*"), new):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # a full disk has its room back
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    sync(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk itself: what is not is lost with the power."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

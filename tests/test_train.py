@@ -16,8 +16,11 @@ from conftest import ROOT, run_script
 from PIL import Image
 
 import train
-from cache import embed_split, replacing
-from config import PRESETS, Config, UserError, recover
+from cache import embed_split
+from config import PRESETS, Config, UserError
+from data.files import replacing
+from data.progress import new_progress
+from data.runs import recover
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from evaluate import report_of
 from models import CLIP
@@ -116,7 +119,7 @@ def test_the_average_follows_every_step_and_nothing_else(sample_dir):
 
     optimizer.register_step_post_hook(follow)
     stage, scaler = (loader, optimizer, model, None), torch.amp.GradScaler(enabled=False)
-    train_one_epoch(model, average, stage, scaler, SMALL, 1, "none yet")
+    train_one_epoch(model, average, stage, scaler, SMALL, 1, new_progress())
     assert len(steps) == 3
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, average.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True))
@@ -136,7 +139,7 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
     optimizer.register_step_pre_hook(watch)
     # A scaler that multiplies the loss by 1024: gradients must be divided again before they are clipped.
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, "none yet")
+    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, new_progress())
     for step, rate in enumerate(rates):  # 3 of 6 steps, all of them warm-up
         assert rate == pytest.approx({part: peak * (step + 1) / 3
                                       for part, peak in (("heads", 4e-3), ("image", 1e-3), ("text", 2e-3))})
@@ -146,16 +149,17 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
 
 
 @pytest.mark.parametrize("poison, scaled", [("loss", False), ("loss", True), ("gradient", False)])
-def test_a_number_that_is_not_finite_stops_the_run(sample_dir, poison, scaled):
+def test_a_number_that_is_not_finite_stops_the_run(tmp_path, sample_dir, poison, scaled):
+    (tmp_path / "last").mkdir()
     model, average, loader, optimizer = small_set_up(sample_dir)
     if poison == "loss":
         model.text_head.norm.bias.data.fill_(torch.nan)
     else:
         model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
-    with pytest.raises(UserError, match=r"step 1 .*learning rates heads .*image .*text .*runs/x/last"):
-        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "runs/x/last")
+    with pytest.raises(UserError, match=rf"step 1 .*learning rates heads .*image .*text .*{tmp_path}/last"):
+        scaler, config = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=scaled), replace(SMALL, run_dir=tmp_path)
+        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, new_progress())
     assert torch.equal(before, model.image_head.projection.weight)  # nothing was spoilt
 
 
@@ -164,11 +168,11 @@ def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
     model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "none yet")
+    train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
     assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
     with pytest.raises(UserError, match="stopped at step 3"):
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, "none yet")
+        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
@@ -180,7 +184,7 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert (target / "a").read_text() == "first"
     target.rename(tmp_path / ".last.old")  # a kill between the two renames leaves this
-    recover(target)
+    recover(tmp_path)
     assert (target / "a").read_text() == "first"
     with replacing(target) as folder:
         (folder / "b").write_text("third")
