@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of pytest's workers share the cores
 # A test that would download something fails at once, and finds nothing that somebody downloaded before.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="empty-hub-cache-")
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 @functools.cache
 def script_server():
+    """Start, once, what runs scripts without importing torch again for each."""
     server = [sys.executable, str(ROOT / "tests" / "script_server.py")]
     return subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

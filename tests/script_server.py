@@ -1,8 +1,9 @@
 """Runs scripts of this repository in processes that have imported the libraries already; used by `run_script`.
 
 Two thirds of the time of a script that trains on a few pictures goes into importing torch and its like. Here they are
-imported once; each script then runs in a fork: a process of its own, with its own arguments, folder and output, in which
-none of our modules has been imported yet. A request is a line of JSON on standard input; the answer is the exit status.
+imported once; each script then runs in a fork: a process of its own, with its own arguments, folder and output, in
+which none of our modules has been imported yet. A request is a line of JSON on standard input; the answer is the exit
+status. Libraries that start threads when imported, such as onnxruntime, cannot be among them.
 """
 
 import json
