@@ -34,7 +34,6 @@ import numpy as np
 from PIL import Image
 
 from data.files import IMAGE_SUFFIXES, read_image
-from data.guard import MOST_UPLOADED, Guard, is_loopback
 from data.towers import keep_encoder
 from inference import Gallery
 
@@ -46,6 +45,8 @@ try:
     import uvicorn
     from fastapi import FastAPI, HTTPException, Response
     from starlette.responses import HTMLResponse
+
+    from data.guard import MOST_UPLOADED, Guard, is_loopback
 except ModuleNotFoundError as error:
     with one_line_errors():
         raise UserError(f'the page needs {error.name}: type pip install -e ".[app]"') from None
@@ -196,15 +197,15 @@ class Blocks(gr.Blocks):
     """Gradio's Blocks, but a request can have no file opened, and no address, except what was uploaded."""
 
     async def preprocess_data(self, block_fn, inputs, *rest, **more):
-        asked = list(inputs)
-        for value in asked:  # grows as dictionaries and lists are taken apart
-            asked += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            path = value.get("path") if isinstance(value, dict) else None
-            if path and UPLOADED not in Path(os.path.realpath(str(path).replace("\0", "/"))).parents:
-                raise gr.Error("this was not uploaded", print_exception=False)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise gr.Error(f"{value} is not a number to search with", print_exception=False)
         try:
+            asked = list(inputs)
+            for value in asked:  # grows as dictionaries and lists are taken apart
+                asked += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                path = value.get("path") if isinstance(value, dict) else None
+                if path and UPLOADED not in Path(os.path.realpath(str(path))).parents:
+                    raise gr.Error("this was not uploaded")
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise gr.Error(f"{value} is not a number to search with")
             return await super().preprocess_data(block_fn, inputs, *rest, **more)
         except gr.Error as error:
             raise gr.Error(error.message, print_exception=False) from None
