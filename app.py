@@ -6,6 +6,8 @@
 The address answers at once: while pictures are embedded it says how far that is. The page searches with
 `inference.Gallery`, as `inference.py` does. To the browser go pictures of the gallery, reduced and without what the
 camera noted in them, and never a file: `/picture/7` is number 7 of the gallery, and there is no way to name another.
+A link in the gallery to a picture elsewhere shows that picture, as its owner put it there; links to folders are not
+followed. Who may ask what stands in data/guard.py.
 """
 
 from config import AppConfig, InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse
@@ -18,8 +20,8 @@ import contextlib
 import functools
 import html
 import io
+import math
 import os
-import re
 import signal
 import socket
 import sys
@@ -42,7 +44,9 @@ try:
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI, HTTPException, Response
-    from starlette.responses import HTMLResponse, PlainTextResponse
+    from starlette.responses import HTMLResponse
+
+    from data.guard import MOST_UPLOADED, Guard, is_loopback
 except ModuleNotFoundError as error:
     with one_line_errors():
         raise UserError(f'the page needs {error.name}: type pip install -e ".[app]"') from None
@@ -50,71 +54,6 @@ except ModuleNotFoundError as error:
 EXAMPLES = "people sitting near the beach", "people walking inside the forest", "playing soccer"
 MOST_SHOWN = 50  # pictures in one answer
 SIDE = 512  # pixels of the longer side of a picture in the page
-MOST_UPLOADED, MOST_ASKED = 20_000_000, 65_536  # bytes of an example picture, and of any other request
-
-# ---------------------------------------------------------------- what the page may be asked, and by whom
-
-# All that the page asks for. Gradio has more doors, to files, proxies and code; they stay shut.
-DOORS = re.compile(
-    r"/(config|theme\.css|favicon\.ico|manifest\.json|picture/\d{1,9})?"
-    r"|/(assets|static)/(?!.*\.\.)[\w./@-]+"
-    r"|/gradio_api/(info|startup-events|heartbeat/\w+|queue/(join|data)|upload|upload_progress|cancel|reset)"
-)
-ANSWER_HEADERS = (  # the browser itself is to load nothing from elsewhere, and to show nothing of this elsewhere
-    (b"content-security-policy", b"default-src 'self' data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"),
-)
-
-
-def is_loopback(host):
-    """Return whether an address is reached from this machine only."""
-    return bool(re.fullmatch(r"localhost|::1|127(\.\d{1,3}){3}", host))
-
-
-class Guard:
-    """An ASGI application that passes to another one only what the page asks for: no other site's requests.
-
-    A site that somebody visits can have the browser ask here; the header Origin tells. It can also have its own name
-    lead here, to be the same site (DNS rebinding); then Host is that name. An address in numbers is nobody's to lead.
-    """
-
-    def __init__(self, app, host):
-        self.app, self.host = app, host
-
-    def is_ours(self, name):
-        if is_loopback(self.host):
-            return is_loopback(name)
-        in_numbers = re.fullmatch(r"[\d.]+|[\da-f:.]*:[\da-f:.]*", name)
-        return bool(in_numbers) or name in {"localhost", self.host.lower(), socket.gethostname().lower()}
-
-    def refusal(self, scope):
-        """Return the status and the reason to refuse a request with, or None."""
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        host, length = headers.get("host", ""), headers.get("content-length", "")
-        name = re.sub(r"(^\[|\])|:\d+$", "", host.lower())  # without brackets and port
-        if not self.is_ours(name):
-            return 403, "this is not the address of this page"
-        if headers.get("origin", f"http://{host}") not in {f"http://{host}", f"https://{host}"}:
-            return 403, "another site may not ask here"
-        if not DOORS.fullmatch(scope["path"]):
-            return 404, "there is nothing here"
-        if scope["method"] not in {"GET", "HEAD"}:
-            if not re.fullmatch(r"\d{1,18}", length):
-                return 411, "say how long the request is"
-            if int(length) > (MOST_UPLOADED + MOST_ASKED if scope["path"].endswith("/upload") else MOST_ASKED):
-                return 413, "this is too large"
-        return None
-
-    async def __call__(self, scope, receive, send):
-        async def send_with_headers(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *ANSWER_HEADERS]
-            await send(message)
-
-        refusal = scope["type"] == "http" and self.refusal(scope)
-        app = PlainTextResponse(f"{refusal[1]}\n", refusal[0]) if refusal else self.app
-        await app(scope, receive, send_with_headers)
-
 
 # ---------------------------------------------------------------- what the page says and shows
 
@@ -259,13 +198,20 @@ class Blocks(gr.Blocks):
     """Gradio's Blocks, but a request can have no file opened, and no address, except what was uploaded."""
 
     async def preprocess_data(self, block_fn, inputs, *rest, **more):
-        asked = list(inputs)
-        for value in asked:  # grows as dictionaries and lists are taken apart
-            asked += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            path = value.get("path") if isinstance(value, dict) else None
-            if path and UPLOADED not in Path(os.path.realpath(str(path))).parents:
-                raise gr.Error("this was not uploaded")
-        return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        try:
+            asked = list(inputs)
+            for value in asked:  # grows as dictionaries and lists are taken apart
+                asked += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+                path = value.get("path") if isinstance(value, dict) else None
+                if path and UPLOADED not in Path(os.path.realpath(str(path))).parents:
+                    raise gr.Error("this was not uploaded")
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise gr.Error(f"{value} is not a number to search with")
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except Exception:  # Gradio and pydantic have their own for each thing that only a forged request holds
+            raise gr.Error("this page does not ask that", print_exception=False) from None
 
 
 def build(page):
@@ -320,7 +266,7 @@ def build(page):
 def server(app, host):
     """Return a web server for an ASGI application behind the `Guard`."""
     return uvicorn.Server(uvicorn.Config(Guard(app, host), log_level="warning", server_header=False, access_log=False,
-                                         proxy_headers=False, ws="none", timeout_graceful_shutdown=2))
+                                         proxy_headers=False, http="h11", ws="none", timeout_graceful_shutdown=2))
 
 
 def listen(host, port):
@@ -383,7 +329,8 @@ def main(flags):
         app.get("/picture/{row}")(page.picture)
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
         app = gr.mount_gradio_app(app, build(page), "/", theme=gr.themes.Default(**fonts), css=LOOK, footer_links=[],
-                                  max_file_size=MOST_UPLOADED, ssr_mode=False, run_history=False, mcp_server=False)
+                                  max_file_size=MOST_UPLOADED, ssr_mode=False, run_history=False, mcp_server=False,
+                                  show_error=False)  # but gr.Error, whose words are ours
         tell("loading the model")
         page.warm()
     print(f"http://{f'[{host}]' if ':' in host else host}:{port} shows {page.about()}", flush=True)

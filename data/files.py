@@ -17,6 +17,8 @@ from data.tars import contents, tar_of
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+# By content, whatever the name says. Pillow knows more formats, one of which (EPS) it has another program run.
+FORMATS = "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
@@ -46,7 +48,7 @@ def read_image(path, shrink_to=None, content=None):
             content = contents(path)
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ValueError("not a file")
-        with Image.open(path if content is None else BytesIO(content)) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:

@@ -1,5 +1,6 @@
 """What several test files share: a small drawn dataset, a run trained on it by the real command, and runners."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of pytest's workers share the cores
 # A test that would download something fails at once, and finds nothing that somebody downloaded before.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="empty-hub-cache-")
@@ -24,10 +26,23 @@ from dataset import train_tokenizer
 ROOT = Path(__file__).parents[1]
 
 
+@functools.cache
+def script_server():
+    """Start, once, what runs scripts without importing torch again for each."""
+    server = [sys.executable, str(ROOT / "tests" / "script_server.py")]
+    return subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def run_script(name, *arguments, cwd, check=True):
-    """Run a script of the repository as a user would; returns the finished process with its output as text."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+    """Run a script of the repository in a process of its own; returns the finished process with its output as text."""
+    command = [str(ROOT / name), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "stdout"), Path(folder, "stderr")
+        request = {"command": command, "cwd": str(cwd), "environment": dict(os.environ), "seconds": 280,
+                   "stdout": str(output), "stderr": str(errors)}
+        print(json.dumps(request), file=script_server().stdin, flush=True)
+        status = int(script_server().stdout.readline())
+        process = subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
     assert not check or process.returncode == 0, process.stderr
     return process
 

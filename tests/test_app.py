@@ -36,23 +36,30 @@ def photos(sample_dir, checkpoint, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(photos, checkpoint):
-    """The address of a running app.py, whose page says how far it is until it is ready."""
+@contextlib.contextmanager
+def running_app(gallery, checkpoint, **environment):
+    """Run app.py, whose page says how far it is until it is ready; gives its address, and the line that says so."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", photos, "--port", port]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=photos.parent)
+    command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", gallery, "--port", port]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=gallery.parent,
+                               env={**os.environ, **environment})
     status, content = None, b""
     while status is None and process.poll() is None:
         with contextlib.suppress(ConnectionError):
             status, content = get(f"http://127.0.0.1:{port}")
     assert status == 503 and b"One moment: " in content
-    assert process.stdout.readline() == (
-        f"http://127.0.0.1:{port} shows {checkpoint} on 16 pictures of {photos}, 1 more cannot be read\n")
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}", process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0
+
+
+@pytest.fixture(scope="module")
+def address(photos, checkpoint):
+    """The address of a running app.py."""
+    with running_app(photos, checkpoint) as (address, said):
+        assert said == f"{address} shows {checkpoint} on 16 pictures of {photos}, 1 more cannot be read\n"
+        yield address
 
 
 @pytest.fixture(scope="module")
