@@ -6,6 +6,7 @@
 other commands. Torch is imported only where a device is asked for, so `--help` is answered at once."""
 
 import contextlib
+import csv
 import ctypes
 import functools
 import json
@@ -224,13 +225,13 @@ class InferenceConfig:
     plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show
     minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what it should not show
     threshold: float | None = None  # only pictures that score as much or more
-    labels: str | None = None  # instead: which of these fits each picture, such as "beach,forest,street"
+    labels: str | None = None  # instead: which of these nouns fits each picture, such as "beach,forest,street"
     captions: Path | None = None  # instead: which captions of this file fit --image; a captions file, or one a line
     export: Path | None = None  # instead: write both towers as ONNX into this new folder, with an example of their use
     gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory; None: best/ of the newest run
-    top_k: int = 9  # how many pictures to return
+    top_k: int = 9  # how many pictures to return; with --labels of each, with --captions how many captions
     fold: bool = True  # show pictures that look the same as one
     output: Path = Path("matches.png")  # the picture of the result; with --labels also a table, NAME.csv
     picture: bool = True  # draw it
@@ -244,9 +245,10 @@ class InferenceConfig:
         asked = {name for name, value in vars(self).items() if value != getattr(InferenceConfig, name)}
         if not asked & {"query", "image", "labels", "captions", "export"}:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
-        search = {"query", "image", "plus", "minus", "threshold", "explain"}
-        for name, useless in {"labels": search, "export": {*search, "gallery", "split", "labels", "captions"},
-                              "captions": {*search - {"image"}, "gallery", "split", "labels"}}.items():
+        search = {"query", "image", "plus", "minus", "threshold", "explain", "fold"}
+        files = {"gallery", "split", "output"}
+        for name, useless in {"captions": {*search - {"image"}, *files, "labels", "export"}, "labels": search,
+                              "export": {*search, *files, "labels", "top_k"}}.items():
             if name in asked and asked & useless:
                 raise UserError(f"--{name} and --{min(asked & useless)} do not go together: leave one out")
         if self.captions and self.image is None:
@@ -260,8 +262,9 @@ class InferenceConfig:
         refuse(self, "workers", "at least 0", lambda v: v >= 0)
 
     def label_names(self):
-        """Return the labels, each once."""
-        return list(dict.fromkeys(filter(None, map(str.strip, self.labels.split(",")))))
+        """Return the labels, each once; one in quotes may hold a comma."""
+        names = map(str.strip, next(csv.reader([self.labels], skipinitialspace=True), []))
+        return list({name.casefold(): name for name in names if name}.values())
 
 
 @dataclass(frozen=True)
@@ -331,7 +334,7 @@ def newest_run(holding, pattern="*"):
 def checkpoint_dir(given):
     """Return the model directory given, `best/` of the run given or the newest, or the copy of "hf-hub:OWNER/NAME"."""
     if str(given).startswith("hf-hub:"):
-        from data.towers import model_folder
+        from data.hub import model_folder
 
         return model_folder(given)
     run_dir = given or newest_run("best/config.json")

@@ -113,9 +113,12 @@ class Towers:
         from dataset import pad, tokenize
 
         tower, device = self.model.text_encoder, self.model.logit_scale.device
+        token_ids, rows = tokenize(tower.tokenizer, prompts, tower.max_tokens), []
         with torch.inference_mode():
-            input_ids, mask = pad(tokenize(tower.tokenizer, prompts, tower.max_tokens), tower.pad_id)
-            return self.model.encode_text(input_ids.to(device), mask.to(device)).cpu().numpy()
+            for start in range(0, len(token_ids), 128):
+                input_ids, mask = pad(token_ids[start : start + 128], tower.pad_id)
+                rows.append(self.model.encode_text(input_ids.to(device), mask.to(device)).cpu())
+        return torch.cat(rows).numpy()
 
     def remarks(self, prompt):
         """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
@@ -163,9 +166,11 @@ class Towers:
 def class_embeddings(embed, names, templates=TEMPLATES):
     """Return (K, D) unit-length embeddings: for each class the mean over its prompts (Radford et al. 2021, 3.1.4).
 
-    embed: a function of Q texts that returns their (Q, D) embeddings.
+    embed: a function of Q texts that returns their (Q, D) embeddings; an article before a name is left out, for the
+    templates have one.
     """
-    prompts = [template.replace("{}", name) for name in names for template in templates]
+    nouns = [re.sub(r"^(a|an|the)\s+", "", name, flags=re.IGNORECASE) for name in names]
+    prompts = [template.replace("{}", noun) for noun in nouns for template in templates]
     embeddings = embed(prompts).reshape(len(names), len(templates), -1).mean(axis=1)  # (K, D)
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 

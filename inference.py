@@ -26,17 +26,16 @@ import io
 import json
 import os
 import re
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, replacing, stamp, writable, write_file
-from data.pictures import MOST_DRAWN, draw_labels, draw_matches
+from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, stamp, writable, write_file
+from data.pictures import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
 from data.tars import dataset_folder, exists, is_sharded, tar_pictures
-from data.towers import EXAMPLE, export_onnx, keep_encoder, onnx_difference
+from data.towers import export_model, keep_encoder
 from gallery import (
     EVERYDAY,
     INDEX_NAME,
@@ -180,12 +179,16 @@ class Gallery:
     def label_probabilities(self, labels):
         """Return (N, K) float32: how probable each of K labels is for each picture, if one of them is right.
 
-        The softmax over the labels of the scores, at the scale that training has learned (Radford et al. 2021, 3.1.2).
+        labels: bare nouns, for they are put into `gallery.TEMPLATES`. The softmax over the labels of the scores, at the
+        scale that training has learned (Radford et al. 2021, 3.1.2); --loss siglip has learned none for a softmax.
         """
         classes = class_embeddings(self.towers.embed_prompts, labels)  # (K, D)
-        logits = self.towers.logit_scale * self.embeddings.astype(np.float32) @ classes.T  # (N, K)
-        chances = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return chances / chances.sum(axis=1, keepdims=True)
+        parts = [np.empty((0, len(labels)), np.float32)]
+        for start in range(0, len(self.embeddings), 8192):  # what is mapped from disk is never in memory as a whole
+            logits = self.towers.logit_scale * self.embeddings[start : start + 8192].astype(np.float32) @ classes.T
+            chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+            parts.append(chances / chances.sum(axis=1, keepdims=True))
+        return np.concatenate(parts)
 
     def usual_score(self, embeddings):
         """Return what the best picture scores for all but two of the `EVERYDAY` prompts, or None without pictures.
@@ -229,13 +232,13 @@ def label_table(groups, top_k):
     return "\n".join(lines)
 
 
-def write_labels(path, labels, rows):
-    """Write a CSV file: a line a picture, with its label and the probabilities of all."""
+def write_labels(path, labels, files, probabilities):
+    """Write a CSV file: a line a picture, with its label and the probability of each, as columns "p(LABEL)"."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["file", "label", "probability", *labels])
-    writer.writerows([file, label, f"{max(chances):.6f}", *(f"{chance:.6f}" for chance in chances)]
-                     for file, label, chances in rows)
+    writer.writerow(["file", "label", "probability", *(f"p({label})" for label in labels)])
+    for file, chances in zip(files, probabilities, strict=True):
+        writer.writerow([file, labels[chances.argmax()], *(f"{chance:.6f}" for chance in (chances.max(), *chances))])
     write_file(path, text.getvalue().encode(errors="surrogateescape"))  # names need not be UTF-8
 
 
@@ -245,16 +248,16 @@ def write_labels(path, labels, rows):
 def main(flags):
     # with --json, standard output is for the program that reads it
     say = functools.partial(print, file=sys.stderr if flags.json else sys.stdout)
-    suffixes = OUTPUT_SUFFIXES | ({".csv"} if flags.labels else set())
-    if flags.output.suffix.lower() not in suffixes:
-        raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
     if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     if flags.export:
-        return export(Towers(checkpoint), flags, say)
+        return export(Towers(checkpoint, "cpu"), flags, say)
     if flags.captions:
         return find_captions(Towers(checkpoint, flags.device), flags, say)
+    suffixes = OUTPUT_SUFFIXES | ({".csv"} if flags.labels else set())
+    if flags.output.suffix.lower() not in suffixes:
+        raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
 
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers,
                       leave_out=os.path.abspath(flags.output))
@@ -300,38 +303,45 @@ def find_pictures(gallery, flags, say):
         explain = functools.partial(gallery.towers.explain, wanted=wanted) if flags.explain else None
         write_output(flags, say, lambda path: draw_matches(matches, title, path, explain))
         if flags.picture and len(matches) > MOST_DRAWN:
-            say(f"it holds the first {MOST_DRAWN}")
+            say(f"it shows the first {MOST_DRAWN}")
 
 
 def sort_into_labels(gallery, flags, say):
     """Give each picture of the gallery the label that fits it best."""
     labels = flags.label_names()
-    probabilities = gallery.label_probabilities(labels)
+    for label, remark in ((label, remark) for label in labels for remark in gallery.towers.remarks(label)):
+        say(f"{label}: {remark}")
+    probabilities = gallery.label_probabilities(labels)  # (N, K)
     if ranks()[0] > 0:
         return
-    rows = [(file, labels[chances.argmax()], chances.tolist())
-            for file, chances in zip(gallery.files, probabilities, strict=True)]
-    groups = {label: sorted([(max(chances), file) for file, own, chances in rows if own == label], reverse=True)
-              for label in labels}
+    best = probabilities.argmax(axis=1)
+    groups = {label: [] for label in labels}
+    for row in probabilities.max(axis=1).argsort(kind="stable")[::-1]:
+        groups[labels[best[row]]].append((float(probabilities[row, best[row]]), gallery.files[row]))
+    groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
     say(f"\n{label_table(groups, flags.top_k)}")
     if flags.json:
         print(json.dumps({"labels": labels, "pictures": [
-            {"file": str(file), "label": label, "probabilities": dict(zip(labels, chances, strict=True))}
-            for file, label, chances in rows]}), flush=True)
-    write_output(flags, say, lambda path: write_labels(path, labels, rows) if path.suffix.lower() == ".csv"
-                 else draw_labels(groups, path))
+            {"file": str(file), "label": labels[own], "probabilities": dict(zip(labels, chances.tolist(), strict=True))}
+            for file, own, chances in zip(gallery.files, best, probabilities, strict=True)]}), flush=True)
+    if flags.output.suffix.lower() == ".csv":
+        write_output(flags, say, lambda path: write_labels(path, labels, gallery.files, probabilities))
+    else:
+        write_output(flags, say, functools.partial(draw_labels, groups))
+        if flags.picture and sum(map(bool, groups.values())) > LABELS_DRAWN:
+            say(f"it shows the {LABELS_DRAWN} labels with the most pictures")
 
 
 def find_captions(towers, flags, say):
     """Rank the captions of a file against a picture."""
     captions = read_caption_list(flags.captions)
-    [example], _, faults = towers.embed_files([flags.image])
+    example, _, faults = towers.embed_files([flags.image])  # (1, D)
     if faults:
         raise UserError(f"--image {flags.image} cannot be read: {faults[0]}")
     from cache import embed_texts
 
     embeddings = embed_texts(towers.model, captions, progress="embedding captions").half().numpy()  # (M, D)
-    (scores,), (rows,) = search(embeddings, example[None].astype(np.float32), flags.top_k)
+    (scores,), (rows,) = search(embeddings, example.astype(np.float32), flags.top_k)
     if ranks()[0] > 0:
         return
     found = [(rank, float(score), captions[row]) for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)]
@@ -350,7 +360,7 @@ def read_caption_list(path):
         raise UserError(f"--captions {path} is not a file: name a captions.txt, or a text file with a caption a line")
     lines = read_text(path)
     first = lines[0].lower() if lines else ""
-    if [name.strip() for name in first.split(",")] == ["image", "caption"]:
+    if "," in first and "caption" in [name.strip(' "\r\n') for name in first.split(",")]:
         lines = [caption for *_, caption in csv_rows(lines, path)]
     elif re.match(r"[^\t]+#\d+\t", first):
         lines = [caption for *_, caption in token_rows(lines, path)]
@@ -362,17 +372,12 @@ def read_caption_list(path):
 
 def export(towers, flags, say):
     """Write both towers as ONNX, for programs that know nothing of torch, with an example of how to use them."""
-    if flags.export.exists() and (not flags.export.is_dir() or any(flags.export.iterdir())):
+    if ranks()[1] > 1:
+        raise UserError("--export is the work of one process: type python instead of torchrun")
+    if flags.export.exists():
         raise UserError(f"--export {flags.export} is there already: name a new folder")
     say("writing both towers as ONNX, which takes a minute")
-    try:
-        with replacing(flags.export) as folder:
-            export_onnx(towers.model, folder)
-            difference = onnx_difference(towers.model, folder)
-            shutil.copyfile(EXAMPLE, folder / "example.py")
-            shutil.rmtree(flags.export, ignore_errors=True)  # an empty one
-    except OSError as error:
-        raise UserError(f"--export {flags.export} cannot be written: {error}") from None
+    difference = export_model(towers.model, flags.export)
     say(f"wrote {flags.export}, which differs from torch by {difference:.0e} at most; example.py in it shows its use:\n"
         f'python {flags.export}/example.py "a dog running through water" PICTURE [PICTURE …]')
     if flags.json:
@@ -380,8 +385,8 @@ def export(towers, flags, say):
 
 
 def write_output(flags, say, write):
-    """Write the file that --output names, with the function `write` of its path, if a picture is wanted."""
-    if not flags.picture:
+    """Write the file that --output names, with the function `write` of its path, unless no picture is wanted."""
+    if not flags.picture and flags.output.suffix.lower() != ".csv":
         return
     try:
         write(flags.output)

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 from cache import Gathered, write_json
 from config import UserError, ranks, resolve_dtype
 from data.checkpoints import check_image_weights, one_model, read_model, timm_model_args
-from data.towers import loading, model_folder, upload
+from data.hub import loading, model_folder, upload
 from dataset import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -263,8 +263,6 @@ class ProjectionHead(nn.Module):
 class CLIP(nn.Module):
     """Two towers whose projections meet in one space, and the learned scale of their similarities."""
 
-    card = None  # the file that the hub shows of a model: a run writes it when it has measured its best epoch
-
     def __init__(self, config, image_encoder, text_encoder):
         super().__init__()
         self.config = replace(config, image_size=image_encoder.image_size)
@@ -297,11 +295,9 @@ class CLIP(nn.Module):
         Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
         """
         directory = model_folder(name, revision, token)
-        model = read_model(directory, lambda folder, config, tokenizer: cls(
+        return read_model(directory, lambda folder, config, tokenizer: cls(
             config, ImageEncoder(f"local-dir:{folder / 'image_encoder'}", False, config.image_size),
             TextEncoder(str(folder / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer=tokenizer)))
-        model.card = directory / "README.md"
-        return model
 
     def save_pretrained(self, directory):
         """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
@@ -313,9 +309,13 @@ class CLIP(nn.Module):
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
-    def push_to_hub(self, repo_id, private=None, token=None, commit_message="Upload a CLIP model"):
-        """Upload the model directory with its card to the Hugging Face hub; returns the address of the commit."""
-        return upload(self, repo_id, private, token, commit_message)
+    def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):
+        """Upload the model directory to the Hugging Face hub; returns the address of the commit.
+
+        card: the file with the model card, such as the README.md that a run writes into best/.
+        """
+        card = card and Path(card).read_text(encoding="utf-8")
+        return upload(self, repo_id, card, private, token, commit_message)
 
     def freeze(self, towers):
         """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.

@@ -41,11 +41,11 @@ from tqdm import tqdm
 
 from cache import decoded_photos, embed_split, from_first, frozen_features, one_at_first
 from data.files import replacing, write_file
+from data.hub import model_card
 from data.pictures import draw_curves
 from data.progress import load_last, new_progress, not_finite, save_last, steps_to_come
 from data.sample_scenes import write_sample
 from data.shards import is_sharded, skipped_samples
-from data.towers import model_card
 from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, train_transform, training_loader
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
 from models import CLIP

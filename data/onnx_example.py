@@ -14,6 +14,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 here, (prompt, *files) = Path(__file__).parent, sys.argv[1:]
 text, image = (onnxruntime.InferenceSession(here / f"{tower}.onnx") for tower in ("text", "image"))
 
@@ -27,7 +29,9 @@ size, scores = image.get_inputs()[0].shape[-1], []
 for file in files:
     with Image.open(file) as picture:
         picture.draft("RGB", (2 * size, 2 * size))  # a large JPEG need not be decoded in full
-        pixels = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))  # (H, W, 3)
+        picture = ImageOps.exif_transpose(picture).convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
+        pixels = np.asarray(Image.alpha_composite(white, picture).convert("RGB"))  # (H, W, 3)
     how = cv2.INTER_AREA if size < max(pixels.shape[:2]) else cv2.INTER_LINEAR
     pixels = cv2.resize(pixels, (size, size), interpolation=how).transpose(2, 0, 1)[None]  # (1, 3, S, S) uint8
     scores.append(image.run(None, {"pixels": pixels})[0][0] @ wanted)  # cosine

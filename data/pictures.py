@@ -14,7 +14,7 @@ from PIL import Image
 
 from data.files import read_image
 
-MOST_DRAWN = 50  # pictures in one image of a result
+MOST_DRAWN, LABELS_DRAWN = 50, 20  # pictures, and labels, in one image of a result
 
 
 def draw_curves(history, chance, path):
@@ -104,14 +104,14 @@ def draw_confusion(confusion, names, path):
     figure.savefig(path, dpi=110)
 
 
-def draw_labels(groups, path, shown=6, most=20):
+def draw_labels(groups, path, shown=6):
     """Draw for each of at most 20 labels how many pictures have it, and the surest of them with their probability.
 
-    groups: {label: [(probability, file), …]}, the surest first.
+    groups: {label: [(probability, file), …]}, the surest first; those without pictures are left out.
     """
     from matplotlib.figure import Figure
 
-    groups = list(groups.items())[:most]
+    groups = [(label, pictures) for label, pictures in groups.items() if pictures][:LABELS_DRAWN]
     figure = Figure(figsize=(1.7 * shown, 2.15 * len(groups)), layout="constrained")
     for (label, pictures), strip in zip(groups, np.atleast_1d(figure.subfigures(len(groups), 1)), strict=True):
         strip.suptitle(f"{textwrap.shorten(label, 60, placeholder=' …')}: {len(pictures):,}", parse_math=False)

@@ -1,130 +1,25 @@
-"""Models on disk and on the Hugging Face hub; and towers as ONNX files, for prompts and for other programs.
+"""Towers as ONNX files: for prompts that need not wait for torch, and for other programs.
 
-A text tower that is kept as ONNX answers a prompt without torch, which takes seconds to import; so this imports none.
+Torch takes seconds to import; so this imports none until something is exported.
 """
 
 import contextlib
 import copy
 import json
 import os
-import re
 import shutil
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from config import UserError
-from data.files import user_cache, write_file
+from data.files import replacing, user_cache, write_file
 
 FORMAT = 2  # of a text tower that is kept: raise it when what is written changes
 EXAMPLE = Path(__file__).with_name("onnx_example.py")  # how to use exported towers; it goes with them
 PROMPT_ENCODERS = 4  # models whose text tower is kept ready; of more, the one used longest ago goes
-
-
-@contextlib.contextmanager
-def loading(tower, name, pretrained):
-    """Turn whatever the libraries raise while they load a tower into one line that says what to type instead."""
-    import huggingface_hub
-    import transformers
-
-    huggingface_hub.logging.set_verbosity_error()  # it would report each of a dozen retries
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
-        reason = " ".join(str(error).split())[:240]
-        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
-                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
-        hint = pretrained * ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or "
-                             "type --no-pretrained for random weights")
-        raise UserError(f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). "
-                        f"--{tower}-encoder takes {takes}{hint}") from None
-
-
-# ---------------------------------------------------------------- the Hugging Face hub
-
-
-def model_folder(name, revision=None, token=None):
-    """Return the folder of a model: `name` itself, or of "OWNER/NAME" or "hf-hub:OWNER/NAME" its copy from the hub.
-
-    Only JSON, text and safetensors are fetched, no code and nothing pickled, and only what is not there yet. Raises
-    UserError where that cannot be.
-    """
-    from huggingface_hub import snapshot_download
-
-    folder, place = Path(name), str(name).removeprefix("hf-hub:")
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", place):
-        try:
-            folder = Path(snapshot_download(place, revision=revision, token=token,
-                                            allow_patterns=["*.json", "*.txt", "*.md", "*.safetensors"]))
-        except Exception as error:  # no network, no such model, not allowed: each has an error of its own
-            reason = " ".join(str(error).split())[:240]
-            raise UserError(f"{name} is no folder here, nor can the Hugging Face hub give it: {reason}") from None
-    return folder
-
-
-def upload(model, repo_id, private=None, token=None, message=None):
-    """Upload a model to the Hugging Face hub, without the paths of this machine; returns the address of the commit."""
-    from huggingface_hub import HfApi
-
-    def named(value):  # a path tells about its owner, and nobody else has it
-        place = Path(str(value).removeprefix("local-dir:"))
-        return type(value)(place.name) if isinstance(value, (str, Path)) and place.is_absolute() else value
-
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            replace(model.config, **{name: named(value) for name, value in vars(model.config).items()}).save(
-                Path(folder) / "config.json")
-            known = model.card and model.card.is_file()
-            card = model.card.read_text(encoding="utf-8") if known else model_card(model.config, {})
-            write_file(Path(folder) / "README.md", card.replace("OWNER/NAME", repo_id))
-            api = HfApi(token=token)
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
-    except Exception as error:  # as in model_folder
-        reason = " ".join(str(error).split())[:240]
-        raise UserError(f"{repo_id} cannot be written on the Hugging Face hub: {reason}; sign in with: hf auth login"
-                        ) from None
-
-
-def model_card(config, reports):
-    """Return the text of a model card: what the model is made of, its recall, how to use it.
-
-    reports: {split: what `evaluate.report_of` returns}; empty where nothing has been measured.
-    """
-    from huggingface_hub import EvalResult, ModelCardData
-
-    image, text, data = (Path(str(part)).name for part in (config.image_encoder, config.text_encoder, config.data_dir))
-    title, results, rows = f"CLIP of {image} and {text}, trained on {data}", [], []
-    for split, report in reports.items():
-        for direction in ("text_to_image", "image_to_text"):
-            words, figures = direction.replace("_", " "), report[direction]
-            rows.append(f"| {split}, {report['images']:,} photos, {report['captions']:,} captions | {words} | "
-                        + " | ".join(f"{value:.1f}" for value in figures.values()) + " |")
-            results += [EvalResult(task_type="image-text-retrieval", dataset_type=data, dataset_name=data,
-                                   dataset_split=split, metric_type="recall", metric_name=f"{words} {key}",
-                                   metric_value=round(value, 2)) for key, value in figures.items() if key[:2] == "R@"]
-    data_card = ModelCardData(model_name=title, pipeline_tag="zero-shot-image-classification",
-                              tags=["clip", "image-text-retrieval"], eval_results=results or None)
-    table = ["| split | direction | R@1 | R@5 | R@10 | median rank |", "|---|---|---|---|---|---|", *rows]
-    return "\n".join([
-        "---", data_card.to_yaml(), "---", "", f"# {title}", "",
-        f"Two towers, {image} for images of {config.image_size} pixels and {text} for texts, whose projections meet in "
-        f"{config.embedding_dim} dimensions, trained with the `{config.loss}` loss for {config.epochs} epochs.", "",
-        *(["Recall in percent: how often the right photo is among the first for a caption, and one of a photo's "
-           "captions for the photo. Ties count against the model.", "", *table, ""] if rows else []),
-        "```", 'python inference.py --checkpoint hf-hub:OWNER/NAME --query "people sitting near the beach"', "```", "",
-        "```python", ">>> from models import CLIP", '>>> model = CLIP.from_pretrained("OWNER/NAME")', "```", ""])
-
-
-# ---------------------------------------------------------------- ONNX
 
 
 class PromptEncoder:
@@ -154,7 +49,9 @@ class PromptEncoder:
         return np.array([text.ids for text in encoded]), np.array([text.attention_mask for text in encoded])
 
     def __call__(self, texts):
-        return self.session.run(None, dict(zip(("input_ids", "attention_mask"), self.tokens(texts), strict=True)))[0]
+        parts = [self.tokens(texts[start : start + 128]) for start in range(0, len(texts), 128)]  # for little memory
+        return np.concatenate([self.session.run(None, {"input_ids": input_ids, "attention_mask": mask})[0]
+                               for input_ids, mask in parts])
 
 
 def remarks(tokenizer, max_tokens, prompt):
@@ -208,8 +105,25 @@ def export_onnx(model, folder, towers=("text", "image")):
         write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
 
 
+def export_model(model, folder):
+    """Write both towers as ONNX with the tokenizer and an example into a new folder; returns `onnx_difference`.
+
+    Raises UserError where that cannot be; then nothing is left.
+    """
+    try:
+        with replacing(folder) as new:
+            export_onnx(model, new)
+            shutil.copyfile(EXAMPLE, new / "example.py")
+            return onnx_difference(model, new)
+    except (OSError, UserError) as error:
+        raise UserError(f"{folder} cannot be written: {error}") from None
+    except Exception as error:  # the exporter has its own for each thing that it does not know
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"[:200]
+        raise UserError(f"{folder} cannot be written, for torch cannot write these towers as ONNX: {reason}") from None
+
+
 def onnx_difference(model, folder):
-    """Return by how much the embeddings of exported towers differ from those of the model, at most.
+    """Return by how much the embeddings of exported towers differ from those of the model, at most; it is on the CPU.
 
     Both see noise, flat colours and texts of several lengths. Raises UserError if it is more than 1e-4.
     """

@@ -11,6 +11,7 @@ from PIL import Image
 
 from cache import embed_texts
 from config import InferenceConfig, UserError
+from data.towers import keep_encoder, open_encoder
 from gallery import TEMPLATES
 from inference import Gallery, read_caption_list
 from models import CLIP
@@ -22,7 +23,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(checkpoint):
     gallery, model = Gallery(None, checkpoint, progress=False), CLIP.from_pretrained(checkpoint)
     expected = []
     for label in LABELS:
-        prompts = embed_texts(model, [template.format(label) for template in TEMPLATES])
+        prompts = embed_texts(model, [template.format(label.removeprefix("a ")) for template in TEMPLATES])
         mean = prompts.mean(dim=0)
         expected.append(torch.from_numpy(gallery.embeddings).float() @ (mean / mean.norm()))
     expected = (model.logit_scale.exp() * torch.stack(expected, dim=1)).softmax(dim=1).detach()
@@ -51,7 +52,7 @@ def test_labels_as_table_json_csv_and_picture(workplace, checkpoint):
     assert all(f"and {count - 1} more" in shown for count in counts.values() if count > 1)
     with open(workplace / "labels.csv", newline="") as file:
         header, *rows = csv.reader(file)
-    assert header == ["file", "label", "probability", *LABELS]
+    assert header == ["file", "label", "probability", *(f"p({label})" for label in LABELS)]
     for row, known in zip(rows, said["pictures"], strict=True):
         assert row[:2] == [known["file"], known["label"]] and float(row[2]) == max(map(float, row[3:]))
         assert list(map(float, row[3:])) == pytest.approx(list(known["probabilities"].values()), abs=1e-5)
@@ -74,6 +75,37 @@ def test_captions_are_ranked_against_a_picture(workplace, checkpoint, sample_dir
         assert f"{match['rank']:>4}  {match['score']:.3f}  {match['caption']}\n" in process.stderr
 
 
+def test_labels_that_say_nothing_to_the_model_are_named(workplace):
+    process = run_script("inference.py", "--labels", "雪,beach", "--output", "unknown.csv", "--no-picture", cwd=workplace)
+    assert "雪: the text tower knows none of these words" in process.stdout
+    assert "beach: the" not in process.stdout and (workplace / "unknown.csv").exists()  # a table is no picture
+
+
+def test_labels_may_hold_commas_and_are_told_apart_by_their_letters_alone():
+    assert InferenceConfig(labels='dog, "a dog, running" ,Dog, cat').label_names() == ["Dog", "a dog, running", "cat"]
+
+
+def test_many_labels_take_little_memory_and_give_the_same(checkpoint):
+    towers = Gallery(None, checkpoint, progress=False).towers
+    prompts = [f"{count} dogs" for count in range(300)] + ["a dog " * 60]
+    together, encoder = towers.embed_prompts(prompts), towers.encoder
+    assert together.shape == (301, 256)
+    for rows in (slice(0, 3), slice(126, 131), slice(299, 301)):
+        assert np.abs(towers.embed_prompts(prompts[rows]) - together[rows]).max() < 1e-5
+    if encoder is None:
+        keep_encoder(towers.model, towers.hash)
+    assert np.abs(open_encoder(towers.hash)(prompts) - together).max() < 1e-5
+
+
+def test_a_picture_that_cannot_be_read_has_no_captions(workplace, tmp_path):
+    (tmp_path / "notes.jpg").write_text("hello")
+    (tmp_path / "texts.txt").write_text("a dog\na cat\n")
+    process = run_script("inference.py", "--image", tmp_path / "notes.jpg", "--captions", tmp_path / "texts.txt",
+                         cwd=workplace, check=False)
+    assert process.returncode == 2 and "notes.jpg: not a picture" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+
+
 @pytest.mark.parametrize("content", [
     'image,caption\n1.jpg,"Two dogs, one ball ."\n1.jpg,A cat .\n2.jpg,A cat .\n',
     "1.jpg#0\tTwo dogs, one ball .\n1.jpg#1\tA cat .\n",
@@ -85,7 +117,8 @@ def test_captions_are_read_from_any_file_that_holds_some(tmp_path, content):
 
 
 @pytest.mark.parametrize("content, complaint", [
-    (None, "is not a file"), (b" \n\n", "holds no captions"), (b"\xff\xfe\x00", "is not UTF-8")])
+    (None, "is not a file"), (b" \n\n", "holds no captions"), (b"\xff\xfe\x00", "is not UTF-8"),
+    (b'image_name,"caption"\n1.jpg,A cat .\n', "line 1: the header must be image,caption")])
 def test_a_file_without_captions_is_named(tmp_path, content, complaint):
     if content is not None:
         (tmp_path / "texts.txt").write_bytes(content)
@@ -101,6 +134,7 @@ def test_a_file_without_captions_is_named(tmp_path, content, complaint):
     ({"captions": "captions.txt"}, "add --image FILE"),
     ({"captions": "a.txt", "image": "a.jpg", "gallery": "photos"}, "--captions and --gallery do not go together"),
     ({"export": "onnx", "labels": "a,b"}, "--export and --labels do not go together"),
+    ({"export": "onnx", "output": "a.png"}, "--export and --output do not go together"),
     ({"plus": ("a dog",)}, "say what to look for"),
 ])
 def test_questions_that_do_not_go_together_are_refused(flags, complaint):

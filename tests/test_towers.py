@@ -1,4 +1,4 @@
-"""data/towers.py: exported towers give what the model gives, without torch; and a model goes to the hub and back."""
+"""data/towers.py, data/hub.py: exported towers give what the model gives; a model goes to the hub and back."""
 
 import base64
 import json
@@ -18,9 +18,11 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from huggingface_hub import ModelCard
+from PIL import Image
 
 from config import UserError
-from data.towers import PromptEncoder, model_card, model_folder, onnx_difference
+from data.hub import model_card, model_folder
+from data.towers import PromptEncoder, export_model, onnx_difference
 from dataset import read_square
 from gallery import split_gallery
 from models import CLIP
@@ -83,6 +85,26 @@ def test_towers_that_differ_are_not_exported(exported, checkpoint):
         model.text_head.norm.bias[0] += 0.01
     with pytest.raises(UserError, match="differ from the model by"):
         onnx_difference(model, exported[0])
+
+
+def test_towers_that_cannot_be_exported_are_one_line_and_leave_nothing(checkpoint, tmp_path, monkeypatch):
+    model = CLIP.from_pretrained(checkpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.text_encoder, "pooled", lambda *_: exec("raise ValueError('no such\\noperator')"))
+        with pytest.raises(UserError, match="new cannot be written, for torch cannot write these towers as ONNX"):
+            export_model(model, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_transparent_picture_scores_the_same_in_the_example(exported, workplace, tmp_path):
+    pixels = np.zeros((80, 120, 4), np.uint8)
+    pixels[20:60, 20:100] = 40, 160, 60, 255  # a green field; around it a black that is not seen
+    Image.fromarray(pixels).save(tmp_path / "cut out.png")
+    said = run_script("inference.py", "--query", "a forest", "--json", "--no-picture", "--gallery", tmp_path,
+                      cwd=workplace).stdout
+    shown = subprocess.run([sys.executable, exported[0] / "example.py", "a forest", tmp_path / "cut out.png"],
+                           capture_output=True, text=True, check=True).stdout
+    assert float(shown.split()[0]) == pytest.approx(json.loads(said)["matches"][0]["score"], abs=2e-3)
 
 
 # ---------------------------------------------------------------- the hub
@@ -171,8 +193,8 @@ def python(lines, cwd, environment):
 
 def test_a_model_goes_to_the_hub_and_comes_back(hub, workplace, checkpoint, sample_dir, tmp_path):
     folder, requests, environment = hub
-    pushed = python("from models import CLIP\nprint(CLIP.from_pretrained('runs/first/best').push_to_hub('me/clip', "
-                    "token='secret'))", workplace, environment)
+    pushed = python("from models import CLIP\nprint(CLIP.from_pretrained('runs/first/best').push_to_hub('clip', "
+                    "card='runs/first/best/README.md', token='secret'))", workplace, environment)
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.strip().endswith("a" * 40)
     names = {file.relative_to(checkpoint).as_posix() for file in checkpoint.rglob("*") if file.is_file()}
@@ -202,6 +224,24 @@ def test_a_model_that_the_hub_does_not_have_is_one_line(hub, tmp_path):
     failed = python("from config import one_line_errors\nfrom models import CLIP\n"
                     "with one_line_errors(): CLIP.from_pretrained('me/nothing')", tmp_path, environment)
     assert failed.returncode == 2 and failed.stderr.startswith("error: me/nothing ") and failed.stderr.count("\n") == 1
+
+
+def test_what_the_hub_refuses_is_one_line_and_an_error_of_ours_is_not(hub, workplace, monkeypatch):
+    _, _, environment = hub
+    refused = python("from config import one_line_errors\nfrom models import CLIP\nwith one_line_errors():\n"
+                     "    CLIP.from_pretrained('runs/first/best').push_to_hub('a/b/c', token='secret')", workplace,
+                     environment)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: a/b/c cannot be written"), refused.stderr
+    model = CLIP.from_pretrained(workplace / "runs" / "first" / "best")
+    monkeypatch.setattr(model, "save_pretrained", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.push_to_hub("me/clip", token="secret")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:nothing", "hf-hub:me/clip@v1", "hf-hub:"])
+def test_a_hub_name_that_cannot_be_is_said_to_be_one(name):
+    with pytest.raises(UserError, match="hf-hub: is followed by OWNER/NAME"):
+        model_folder(name)
 
 
 def test_without_a_hub_a_name_and_a_folder_are_told_apart(tmp_path):
@@ -238,4 +278,4 @@ def test_the_card_changes_no_fingerprint_and_names_no_path(checkpoint):
     (checkpoint / "README.md").write_text(readme)
     config = replace(CLIP.from_pretrained(checkpoint).config, image_encoder="local-dir:/home/me/towers/resnet",
                      data_dir=Path("/home/me/photos"))
-    assert "/home/me" not in model_card(config, {}) and "resnet" in model_card(config, {})
+    assert "/home/me" not in model_card(config) and "resnet" in model_card(config)
