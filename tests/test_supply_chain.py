@@ -1,4 +1,4 @@
-"""What is installed, and what is asked of the network: lower bounds that hold, and no connection that nobody asked for."""
+"""What is installed, and what is asked of the network: bounds that hold, and no connection that nobody asked for."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from packaging.requirements import Requirement
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OUR_OWN = PROJECT["name"]
-REQUIRED = [Requirement(line) for line in (*PROJECT["dependencies"], *(line for some in EXTRAS.values() for line in some))]
+REQUIRED = [Requirement(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]
 
-# Put before everything that Python runs: writes down each name that is looked up, and each address that is connected to.
+# Put before all that Python runs: writes down each name that is looked up, and each address that is connected to.
 AUDIT = """import os, sys
 
 def audit(event, arguments):
