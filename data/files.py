@@ -4,6 +4,7 @@ Imports no torch, as nothing does that a prompt to an embedded gallery needs: to
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -17,8 +18,6 @@ from data.tars import contents, tar_of
 
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
-# By content, whatever the name says. Pillow knows more formats, one of which (EPS) it has another program run.
-FORMATS = "JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
@@ -32,6 +31,16 @@ def picture_files(folder):
         files += [os.path.join(parent, name) for name in names
                   if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")]
     return sorted(map(Path, files))
+
+
+@functools.cache
+def formats():
+    """Return the formats that pictures are read in, whatever their names say.
+
+    Pillow knows more of them, and has another program run for one (EPS). AVIF is not in every build.
+    """
+    Image.init()
+    return [name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN]
 
 
 def read_image(path, shrink_to=None, content=None):
@@ -48,7 +57,7 @@ def read_image(path, shrink_to=None, content=None):
             content = contents(path)
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ValueError("not a file")
-        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=formats()) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
