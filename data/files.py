@@ -99,7 +99,7 @@ def fingerprint(directory):
     """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
     digest = hashlib.sha256()
     for path in sorted(path for path in Path(directory).rglob("*") if path.is_file()):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        digest.update(os.fsencode(path.relative_to(directory).as_posix()) + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
