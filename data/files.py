@@ -5,6 +5,7 @@ Imports no torch, as nothing does that a prompt to an embedded gallery needs: to
 
 import hashlib
 import os
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from data.tars import contents, tar_of
 # Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
+# Of a picture whatever its name says: with another content Pillow starts other programs, such as Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # wherever else a picture is opened Pillow refuses it at twice this …
+warnings.filterwarnings("ignore", module=r"PIL\.")  # … and would warn of half as many, as of each damaged tag
 
 
 def picture_files(folder):
@@ -44,14 +48,16 @@ def read_image(path, shrink_to=None, content=None):
             content = contents(path)
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ValueError("not a file")
-        with Image.open(path if content is None else BytesIO(content)) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
+            if min(image.size) < 1:
+                raise ValueError("it has no pixels")
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
                 image.draft("RGB", (shrink_to, shrink_to))
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                pixels = np.asarray(image, dtype=np.float32)
+                pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0)
                 image = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
             elif image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
@@ -73,7 +79,7 @@ def stamp(path):
     """Return size and time of change of a file, or of the tar it lies in, as text; None where there is no such file."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have, as a stranger's index may hold
         if (tar := tar_of(path)) is None:
             return None
         status = tar.stat()
