@@ -210,7 +210,10 @@ def read_square(path, size, content=None):
     # the whole of it: a centre crop would cut away things that the captions speak of
     image = read_image(path, 2 * size, content)  # enough to resize well, and large photos decode faster
     shrinks = size < max(image.shape[:2])
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    try:
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    except cv2.error as error:
+        raise OSError(f"{path}: {error.err}") from None
 
 
 @functools.cache

@@ -84,8 +84,8 @@ def read_index(path):
             isinstance(name, str) and isinstance(mark, texts) and isinstance(reason, texts)
             and not name.startswith("/") and ".." not in name.split("/") for name, mark, reason in about["files"])
         count = sum(reason is None for _, _, reason in about["files"])
-        sound = sound and isinstance(about["usual"], float | None) and all(
-            isinstance(about[name], kind) for name, kind in (("model_files", dict), ("sources", dict), ("splits", list)))
+        kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
+        sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items())
         rows = arrays["embeddings"]
         if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK):
             return Index(**arrays, **about)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from cache import Gathered, write_json
-from config import Config, UserError, ranks, resolve_dtype
+from config import UserError, ranks, resolve_dtype
 from data.checkpoints import check_image_weights, one_model, read_model, timm_model_args
 from data.towers import loading
 from dataset import train_tokenizer

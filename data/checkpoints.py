@@ -1,7 +1,7 @@
 """Model directories from strangers: nothing in one is run, downloaded, or believed before it was checked.
 
-    settings ── built on torch's meta device, which takes no memory ─> names and shapes ┐ only where they agree are the
-    model.safetensors ── its header ─────────────────────────────────> names and shapes ┘ weights read and the model built
+    settings ── built on torch's meta device, which takes no memory ─> names and shapes ┐ only if they agree are the
+    model.safetensors ── its header ─────────────────────────────────> names and shapes ┘ weights read, the model built
 
 Whatever is wrong ends in one `UserError` that names the directory. Weights are safetensors and settings JSON: neither
 can hold code, and the code that settings may refer to (`auto_map`) is not fetched.
@@ -91,7 +91,7 @@ def largest(setting):
 
 
 class Building(TorchDispatchMode):
-    """Sees each operation while a model is built, whose weights will be read: none is drawn at random, which takes long.
+    """Sees each operation while a model is built. Its weights will be read, so none is drawn at random, which takes long.
 
     operations, numbers: the most that may be done, and that a tensor may hold. A stranger's settings may ask for a
     model without end, or for one larger than any memory.

@@ -207,7 +207,7 @@ REFUSED = {
     "settings that are a pipe": replaced("config.json", os.mkfifo),
     "settings in UTF-16": replaced("config.json", lambda path: path.write_text("{}", encoding="utf-16")),
     **{f"{name}: {str(value)[:40]!r}": edit("config.json", {name: value}) for name, value in [
-        ("scratch_width", 64 * 10**9), ("scratch_width", 65), ("scratch_layers", 10**9), ("embedding_dim", 10**12),
+        ("scratch_width", 64 * 10**9), ("scratch_width", 65), ("embedding_dim", 10**12),
         ("embedding_dim", 2**16), ("embedding_dim", -16), ("embedding_dim", 16.0), ("embedding_dim", 10**300),
         ("image_size", 10**6), ("image_size", 31), ("image_size", "32"), ("image_size", True), ("image_size", [32]),
         ("max_tokens", 10**9), ("max_tokens", 2), ("max_tokens", None), ("temperature", math.nan),
@@ -230,8 +230,10 @@ REFUSED = {
         {"drop_path_rate": 9}, {"__class__": "evil"}, {"pretrained_cfg": {"url": "http://localhost:9/evil"}},
         {"cardinality": 0}, {"base_width": 1e300}, {"stem_width": math.inf}]},
     **{f"image transformer: {value}": vit(**value) for value in [
-        {"img_size": 10**6}, {"img_size": 10**4}, {"depth": 10**9}, {"depth": 10**5}, {"embed_dim": 10**9},
-        {"embed_dim": 0, "depth": 10**5}, {"num_heads": 0}, {"patch_size": 0}, {"mlp_ratio": 1e12}, {"reg_tokens": 10**9},
+        {"img_size": 10**6}, {"img_size": 10**4},
+        {"depth": 10**9}, {"depth": 10**5}, {"embed_dim": 10**9},
+        {"embed_dim": 0, "depth": 10**5}, {"num_heads": 0}, {"patch_size": 0}, {"mlp_ratio": 1e12},
+        {"reg_tokens": 10**9},
         {"depth": -1}, {"patch_size": 10**9}]},
     "image: tables without end": edit(IMAGE, {"architecture": "swin_tiny_patch4_window7_224", "model_args": {
         "window_size": 10**4, "img_size": 10**5}}),
@@ -310,8 +312,9 @@ HARMLESS = {
     "names of other towers": edit("config.json", {
         "image_encoder": "local-dir:/etc", "text_encoder": "evil/model", "data_dir": "/etc", "run_dir": "../.."}),
     "towers on the hub": edit("config.json", {"image_encoder": "hf-hub:evil/model", "pretrained": True}),
-    "weights elsewhere": edit(IMAGE, {"pretrained_cfg/url": "http://localhost:9/evil", "pretrained_cfg/file": "/etc/passwd",
-                                      "pretrained_cfg/hf_hub_id": "evil/model", "pretrained_cfg/custom_load": "hf"}),
+    "weights elsewhere": edit(IMAGE, {
+        "pretrained_cfg/url": "http://localhost:9/evil", "pretrained_cfg/file": "/etc/passwd",
+        "pretrained_cfg/hf_hub_id": "evil/model", "pretrained_cfg/custom_load": "hf"}),
     "code for a known model": edit(TEXT, {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}),
     "another class": edit(TEXT, {"architectures": ["os.system"], "_name_or_path": "evil/model"}),
     "a kernel from the hub": edit(TEXT, {"attn_implementation": "evil/kernel"}),
@@ -353,7 +356,8 @@ def test_every_command_ends_in_one_line(directory, script, flags, sample_dir):
     global seen
     edit("config.json", {"data_dir": str(sample_dir)})(directory)
     shutil.copy(next((sample_dir / "Images").iterdir()), directory.parent / "a.jpg")
-    edit(TEXT, {"model_type": "evil\x1b[2J", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}})(directory)
+    code = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}
+    edit(TEXT, {"model_type": "evil\x1b[2J", "auto_map": code})(directory)
     seen, kept = None, seen  # this starts a process, on purpose
     done = run_script(script, "--checkpoint", directory, *flags, cwd=directory.parent, check=False)
     seen = kept
