@@ -86,6 +86,7 @@ def read_index(path):
         count = sum(reason is None for _, _, reason in about["files"])
         kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
         sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items())
+        sound = sound and min(tensors[name]["data_offsets"][0] for name in ("embeddings", "looks")) >= 0
         rows = arrays["embeddings"]
         if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK):
             return Index(**arrays, **about)
@@ -165,8 +166,9 @@ def search(embeddings, queries, top_k):
     top_k = min(top_k, len(embeddings))
     if len(embeddings) <= FEW_ROWS or "torch" not in sys.modules:  # to import torch takes longer than a million rows
         everything = np.arange(len(embeddings))
-        blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
-                  for start in range(0, len(embeddings), 8192)]
+        with np.errstate(invalid="ignore"):  # of rows that are no numbers; `best_of` puts them last
+            blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
+                      for start in range(0, len(embeddings), 8192)]
         best = [best_of(scores, everything, top_k) for scores in np.concatenate(blocks, axis=1)]
     else:
         find = half_candidates if len(queries) <= 8 else block_candidates

@@ -79,8 +79,8 @@ def load_data(config):
     for part, names in {**listed, "all splits": set(faults["missing"]).union(*listed.values())}.items():
         if len(bad := sorted(names & unusable)) > MOST_UNUSABLE * len(names):
             raise UserError(f"{config.data_dir}: of {len(names):,} photos in {part}, {len(bad):,} are missing or "
-                            f"unreadable ({', '.join(bad[:5])}{' …' * (len(bad) > 5)}), more than {MOST_UNUSABLE:.0%}: look "
-                            "whether Images/ is whole, and is the one that captions.txt speaks of")
+                            f"unreadable ({', '.join(bad[:5])}{' …' * (len(bad) > 5)}), more than {MOST_UNUSABLE:.0%}: "
+                            "look whether Images/ is whole, and is the one that captions.txt speaks of")
     splits = {split: table[~table["image"].isin(unusable)].reset_index(drop=True) for split, table in splits.items()}
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
 

@@ -91,7 +91,7 @@ def largest(setting):
 
 
 class Building(TorchDispatchMode):
-    """Sees each operation while a model is built. Its weights will be read, so none is drawn at random, which takes long.
+    """Sees each operation while a model is built. Its weights will be read: none is drawn at random, which takes long.
 
     operations, numbers: the most that may be done, and that a tensor may hold. A stranger's settings may ask for a
     model without end, or for one larger than any memory.
