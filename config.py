@@ -106,12 +106,12 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        refuse(self, "epochs scratch_layers cached_views", "from 1 to 1,000,000", lambda v: 1 <= v <= 10**6)
+        refuse(self, "epochs scratch_layers cached_views", "at least 1", lambda v: v >= 1)
         refuse(self, "embedding_dim", "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
         refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         refuse(self, "max_tokens", "from 3, of which start and end token are two, to 4,096", lambda v: 3 <= v <= 4096)
         refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v in range(64, 2**16, 64))
-        refuse(self, "image_size", "from 32 to 2,048", lambda v: v is None or 32 <= v <= 2048)
+        refuse(self, "image_size", "at least 32 and at most 2,048", lambda v: v is None or 32 <= v <= 2048)
         refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
         refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)

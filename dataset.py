@@ -15,8 +15,9 @@ import os
 import random
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from itertools import zip_longest
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 
 # Before the import, or albumentations asks its server for news, and tokenizers warns about each worker process.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -67,7 +68,7 @@ def read_captions(data_dir):
         raise UserError(f"{data_dir} has no captions.txt (CSV, header image,caption) and no Flickr8k.token.txt")
     rows = []
     for line, image, caption in rows_of(read_text(path), path):
-        if not image or PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
+        if not image or PurePath(image).anchor or ".." in PurePath(image).parts or "\0" in image:
             raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
         if caption.strip():
             rows.append((image, caption.strip()))
@@ -78,16 +79,18 @@ def read_captions(data_dir):
 
 def read_text(path):
     """Return a UTF-8 file as a list of lines with their ends; a byte-order mark, as spreadsheets write, is dropped."""
+    content = path.read_bytes()
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.readlines()
+        return StringIO(content.decode("utf-8-sig"), newline="").readlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8, "
+                        "which spreadsheets call CSV UTF-8") from None
 
 
 def csv_rows(lines, path):
     """Yield (line number, image, caption) from the lines of a CSV file with the header `image,caption`."""
-    reader = csv.reader(lines, strict=True)
+    reader, line = csv.reader(lines, strict=True), 1
     try:
         header = next(reader, [])
         if [name.strip().lower() for name in header] != ["image", "caption"]:
@@ -208,7 +211,10 @@ def read_square(path, size, content=None):
     # the whole of it: a centre crop would cut away things that the captions speak of
     image = read_image(path, 2 * size, content)  # enough to resize well, and large photos decode faster
     shrinks = size < max(image.shape[:2])
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    try:
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    except cv2.error as error:
+        raise OSError(f"{path}: {error.err}") from None
 
 
 @functools.cache

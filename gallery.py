@@ -213,6 +213,8 @@ class Index:
 def read_index(path):
     """Return the `Index` in a file; an empty one where there is none yet, or a damaged one."""
     try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            return Index()
         with path.open("rb") as file:  # safetensors: length of the header, the header as JSON, the tensors' bytes
             start = 8 + int.from_bytes(file.read(8), "little")
             tensors = json.loads(file.read(min(start, path.stat().st_size) - 8))
@@ -228,9 +230,13 @@ def read_index(path):
             isinstance(name, str) and isinstance(mark, texts) and isinstance(reason, texts)
             and not name.startswith("/") and ".." not in name.split("/") for name, mark, reason in about["files"])
         count = sum(reason is None for _, _, reason in about["files"])
-        if sound and len(arrays["embeddings"]) == count and arrays["looks"].shape == (count, LOOK):
+        kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
+        sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items())
+        sound = sound and min(tensors[name]["data_offsets"][0] for name in ("embeddings", "looks")) >= 0
+        rows = arrays["embeddings"]
+        if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK):
             return Index(**arrays, **about)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError):
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError):
         pass  # there is none yet, or it is damaged, or not made by this program
     return Index()
 
@@ -306,8 +312,9 @@ def search(embeddings, queries, top_k):
     top_k = min(top_k, len(embeddings))
     if len(embeddings) <= FEW_ROWS or "torch" not in sys.modules:  # to import torch takes longer than a million rows
         everything = np.arange(len(embeddings))
-        blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
-                  for start in range(0, len(embeddings), 8192)]
+        with np.errstate(invalid="ignore"):  # of rows that are no numbers; `best_of` puts them last
+            blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
+                      for start in range(0, len(embeddings), 8192)]
         best = [best_of(scores, everything, top_k) for scores in np.concatenate(blocks, axis=1)]
     else:
         find = half_candidates if len(queries) <= 8 else block_candidates
@@ -343,6 +350,7 @@ def folded(looks, rows, most):
 
 def best_of(scores, rows, top_k):
     """Return the scores (K,) and numbers (K,) of the best of some rows; of equal ones the first comes first."""
+    scores = np.nan_to_num(scores, nan=-1, posinf=-1, neginf=-1)  # a stranger's index may hold anything
     if len(scores) > 4 * top_k:  # those that can be among the best, before they are sorted
         least = np.partition(scores, len(scores) - top_k)[len(scores) - top_k]
         scores, rows = scores[scores >= least], rows[scores >= least]
@@ -356,7 +364,7 @@ def half_candidates(embeddings, queries, top_k):
 
     rows = torch.from_numpy(embeddings)
     for query in torch.from_numpy(queries):
-        scores = rows @ query.half()
+        scores = (rows @ query.half()).nan_to_num(-1, -1, -1)
         yield (scores >= scores.topk(top_k).values[-1].float() - HALF_ERROR).nonzero().flatten().numpy()
 
 
@@ -367,7 +375,7 @@ def block_candidates(embeddings, queries, top_k, rows=16_384):
     queries, found = torch.from_numpy(queries), []
     for start in range(0, len(embeddings), rows):
         block = torch.from_numpy(embeddings[start : start + rows]).float()  # stays in the processor's cache
-        found.append(start + (queries @ block.T).topk(min(top_k, len(block)), dim=1).indices)
+        found.append(start + (queries @ block.T).nan_to_num(-1, -1, -1).topk(min(top_k, len(block)), dim=1).indices)
     return torch.cat(found, dim=1).numpy()
 
 

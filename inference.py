@@ -309,8 +309,8 @@ def find_pictures(gallery, flags, say):
 def sort_into_labels(gallery, flags, say):
     """Give each picture of the gallery the label that fits it best."""
     labels = flags.label_names()
-    for label, remark in ((label, remark) for label in labels for remark in gallery.towers.remarks(label)):
-        say(f"{label}: {remark}")
+    for remark in (f"{label}: {remark}" for label in labels for remark in gallery.towers.remarks(label)):
+        say(remark)
     probabilities = gallery.label_probabilities(labels)  # (N, K)
     if ranks()[0] > 0:
         return

@@ -50,6 +50,8 @@ from dataset import CaptionDataset, inspect_dataset, load_splits, start_epoch, t
 from evaluate import draw_pictures, mean_recall, modality_gap, recall_table, report_of
 from models import CLIP
 
+MOST_UNUSABLE = 0.5  # share of the photos, of all or of a split, that may be missing or unreadable
+
 # ---------------------------------------------------------------- data
 
 
@@ -64,6 +66,12 @@ def load_data(config):
     look = config.data_dir, config.split_seed, waits or not is_sharded(config.data_dir)
     faults = from_first(inspect_dataset(*look) if ranks()[0] == 0 else None)
     unusable = {*faults["missing"], *faults["unreadable"]}
+    listed = {split: set(table["image"]) for split, table in splits.items()}
+    for part, names in {**listed, "all splits": set(faults["missing"]).union(*listed.values())}.items():
+        if len(bad := sorted(names & unusable)) > MOST_UNUSABLE * len(names):
+            raise UserError(f"{config.data_dir}: of {len(names):,} photos in {part}, {len(bad):,} are missing or "
+                            f"unreadable ({', '.join(bad[:5])}{' …' * (len(bad) > 5)}), more than {MOST_UNUSABLE:.0%}: "
+                            "look whether Images/ is whole, and is the one that captions.txt speaks of")
     splits = {split: table[~table["image"].isin(unusable)].reset_index(drop=True) for split, table in splits.items()}
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
 

@@ -21,12 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, logging
 
 from config import Config, UserError, read_json
-from dataset import tokenize
+from dataset import pad, tokenize
 
 PARTS = ("config.json", "model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
          "text_encoder/tokenizer.json")
 MOST_TOKENIZER = 100_000_000  # bytes of a tokenizer.json
-MOST_WHOLE = 2**24  # that a setting of a tower may be: no width, depth or vocabulary is larger
+MOST_WHOLE = 2**22  # that a setting of a tower may be: no width, depth or vocabulary is larger
 MOST_NUMBERS = 2**28  # in one tensor of a model, or in all its tables, that its weights file does not hold: 1 GB
 FLOATS = ("F64", "F32", "F16", "BF16")  # in a safetensors header; all become float32
 
@@ -123,7 +123,7 @@ def check_sizes(weights, build):
         raise UserError(f"{weights} cannot be read: {error}") from None
     numbers = MOST_NUMBERS + sum(prod(shape) for shape, _ in held.values())
     # building and a first pass take up to 15 operations a tensor in any of timm's families
-    with Building(weights, 100 * len(held) + 10_000, numbers), torch.device("meta"):
+    with Building(weights, 40 * len(held) + 3_000, numbers), torch.device("meta"):
         skeleton = build()
     asked = {name: (list(tensor.shape), tensor.is_floating_point()) for name, tensor in skeleton.state_dict().items()}
     for name in sorted(held.keys() | asked.keys(), key=lambda name: (name in held and name in asked, name)):
@@ -143,11 +143,10 @@ def check_answers(model, weights):
             raise UserError(f"{weights} is no model: {name} holds numbers that are not finite")
     tower, size = model.text_encoder, model.config.image_size
     prompts = tokenize(tower.tokenizer, ["a dog", "\N{DOG FACE} \u72ac zzyzx"], tower.max_tokens)
-    used = {*tower.tokenizer.get_vocab().values(), *prompts[0], *prompts[1], tower.pad_id}
-    # by the highest token, as often as fits: all others, and shorter prompts, have their places in the tables too
-    input_ids = torch.full((1, tower.max_tokens), max(used))
+    # and one of the highest token, as long as can be: all others have their places in the tables too
+    prompts.append([max(*tower.tokenizer.get_vocab().values(), tower.pad_id)] * tower.max_tokens)
     with torch.no_grad():  # inference_mode would mark tables that some towers keep from their first pass
-        answers = [model.encode_text(input_ids, torch.ones_like(input_ids)),
+        answers = [model.encode_text(*pad(prompts, tower.pad_id)),
                    model.encode_image(torch.zeros(1, 3, size, size, dtype=torch.uint8))]
     if not all(answer.isfinite().all() for answer in answers):
         raise UserError(f"{weights} is no model: what it makes of a picture or a prompt is not finite")

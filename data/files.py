@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import shutil
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from data.tars import contents, tar_of
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which warns at a tenth less
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # wherever else a picture is opened Pillow refuses it at twice this …
+warnings.filterwarnings("ignore", module=r"PIL\.")  # … and would warn of half as many, as of each damaged tag
 
 
 def picture_files(folder):
@@ -58,13 +60,15 @@ def read_image(path, shrink_to=None, content=None):
         if content is None and os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
             raise ValueError("not a file")
         with Image.open(path if content is None else BytesIO(content), formats=formats()) as image:
+            if min(image.size) < 1:
+                raise ValueError("it has no pixels")
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
                 image.draft("RGB", (shrink_to, shrink_to))
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith(("I", "F")):  # Pillow would clip these to white
-                pixels = np.asarray(image, dtype=np.float32)
+                pixels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0)
                 image = Image.fromarray(np.uint8(255 * (pixels / max(pixels.max(), 1e-9)).clip(0, 1)))
             elif image.has_transparency_data:
                 white = Image.new("RGBA", image.size, "white")
@@ -86,7 +90,7 @@ def stamp(path):
     """Return size and time of change of a file, or of the tar it lies in, as text; None where there is no such file."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have, as a stranger's index may hold
         if (tar := tar_of(path)) is None:
             return None
         status = tar.stat()
@@ -117,7 +121,7 @@ def fingerprint(directory):
     """Return a hash of a model directory's content: embeddings of another model are never taken for its own."""
     digest = hashlib.sha256()
     for path in model_files(directory):
-        digest.update(path.relative_to(directory).as_posix().encode() + b"\0")
+        digest.update(os.fsencode(path.relative_to(directory).as_posix()) + b"\0")
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

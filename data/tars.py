@@ -10,6 +10,7 @@ read from its place there (`contents`): evaluation, the gallery and the features
 
 import errno
 import functools
+import os
 import posixpath
 import tarfile
 from itertools import islice
@@ -36,12 +37,12 @@ def dataset_folder(data_dir):
 
 def tar_of(path):
     """Return the tar that a path leads into, or None for a path of an ordinary file."""
-    return next((parent for parent in Path(path).parents if parent.suffix == ".tar" and parent.is_file()), None)
+    return next((parent for parent in Path(path).parents if parent.suffix == ".tar" and os.path.isfile(parent)), None)
 
 
 def exists(path):
     """Return whether a photo is there: as a file, or inside a tar that is there, where its name was found."""
-    return path.is_file() or tar_of(path) is not None
+    return os.path.isfile(path) or tar_of(path) is not None  # a name too long for the system is no error
 
 
 def split_of(name):

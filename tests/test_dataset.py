@@ -90,7 +90,7 @@ def test_csv_is_preferred_to_the_token_file(tmp_path):
     ("image,caption\na.jpg,One\n../a.jpg,One\n", "line 3: '../a.jpg' must be a file name inside"),
     ("image,caption\n,One\n", "line 2: '' must be a file name inside"),
     ("image,caption\n", "holds no captions"),
-    (b"image,caption\na.jpg,caf\xe9\n", "is not UTF-8 text .* at byte"),
+    (b"image,caption\na.jpg,caf\xe9\n", "line 2: not UTF-8 text .* at byte"),
 ])
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, text, complaint):
     with pytest.raises(UserError, match=complaint):
@@ -142,7 +142,7 @@ def test_official_lists_are_followed_and_unlisted_photos_left_out(tmp_path):
 def test_a_list_that_is_not_utf8_is_named(tmp_path):
     write_dataset(tmp_path, {"train": ["a.jpg"]})
     (tmp_path / "Flickr_8k.devImages.txt").write_bytes(b"caf\xe9.jpg\n")
-    with pytest.raises(UserError, match="Flickr_8k.devImages.txt is not UTF-8"):
+    with pytest.raises(UserError, match="Flickr_8k.devImages.txt line 1: not UTF-8"):
         load_splits(tmp_path)
 
 

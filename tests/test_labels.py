@@ -76,7 +76,8 @@ def test_captions_are_ranked_against_a_picture(workplace, checkpoint, sample_dir
 
 
 def test_labels_that_say_nothing_to_the_model_are_named(workplace):
-    process = run_script("inference.py", "--labels", "雪,beach", "--output", "unknown.csv", "--no-picture", cwd=workplace)
+    flags = ["--labels", "雪,beach", "--output", "unknown.csv", "--no-picture"]
+    process = run_script("inference.py", *flags, cwd=workplace)
     assert "雪: the text tower knows none of these words" in process.stdout
     assert "beach: the" not in process.stdout and (workplace / "unknown.csv").exists()  # a table is no picture
 

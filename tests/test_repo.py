@@ -122,5 +122,17 @@ def test_every_setting_has_its_help_text():
 def test_nothing_is_unpickled_and_no_code_is_fetched():
     for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("benchmarks/*.py")]:
         text = path.read_text(encoding="utf-8")
-        for word in ("pickle.", "torch.load(", "torch.save(", "trust_remote_code=True", "share=True", "np.load("):
+        for word in ("pickle.", "torch.load(", "torch.save(", "trust_remote_code=True", "share=True", "np.load(",
+                     "allow_pickle", "torch.hub", "torch.package", "weights_only=False", "shell=True", "os.system",
+                     "use_safetensors=False"):
             assert word not in text, f"{path.name}: {word}"
+        for node in ast.walk(ast.parse(text)):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {
+                node.module} if isinstance(node, ast.ImportFrom) else set()
+            assert not names & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, path.name
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None
+            assert called not in {"eval", "exec", "compile"}, f"{path.name} line {node.lineno}"
+    for path in ROOT.glob("tests/*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if "torch.load(" in line and path.name != "test_repo.py":
+                assert "weights_only=True" in line, f"{path.name}: {line}"
