@@ -44,8 +44,7 @@ EVERYDAY = (
     "a bride and groom", "a market with stalls", "a room with furniture", "a forest in autumn",
 )
 
-# Prompts for the name of a class, which is to take the place of {}; an average of several is steadier than one.
-TEMPLATES = "a photo of a {}.", "a picture of a {}.", "a {}."
+TEMPLATES = "a photo of a {}.", "a picture of a {}.", "a {}."  # for the name of a class: a mean is steadier than one
 
 # ---------------------------------------------------------------- what embeds
 
@@ -113,11 +112,10 @@ class Towers:
         from dataset import pad, tokenize
 
         tower, device = self.model.text_encoder, self.model.logit_scale.device
-        token_ids, rows = tokenize(tower.tokenizer, prompts, tower.max_tokens), []
+        token_ids = tokenize(tower.tokenizer, prompts, tower.max_tokens)
+        parts = [pad(token_ids[start : start + 128], tower.pad_id) for start in range(0, len(token_ids), 128)]
         with torch.inference_mode():
-            for start in range(0, len(token_ids), 128):
-                input_ids, mask = pad(token_ids[start : start + 128], tower.pad_id)
-                rows.append(self.model.encode_text(input_ids.to(device), mask.to(device)).cpu())
+            rows = [self.model.encode_text(ids.to(device), mask.to(device)).cpu() for ids, mask in parts]
         return torch.cat(rows).numpy()
 
     def remarks(self, prompt):
@@ -166,8 +164,7 @@ class Towers:
 def class_embeddings(embed, names, templates=TEMPLATES):
     """Return (K, D) unit-length embeddings: for each class the mean over its prompts (Radford et al. 2021, 3.1.4).
 
-    embed: a function of Q texts that returns their (Q, D) embeddings; an article before a name is left out, for the
-    templates have one.
+    embed: a function of Q texts that returns their (Q, D) embeddings. An article before a name is left out.
     """
     nouns = [re.sub(r"^(a|an|the)\s+", "", name, flags=re.IGNORECASE) for name in names]
     prompts = [template.replace("{}", noun) for noun in nouns for template in templates]
@@ -231,8 +228,8 @@ def read_index(path):
             and not name.startswith("/") and ".." not in name.split("/") for name, mark, reason in about["files"])
         count = sum(reason is None for _, _, reason in about["files"])
         kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
-        sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items())
-        sound = sound and min(tensors[name]["data_offsets"][0] for name in ("embeddings", "looks")) >= 0
+        sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items()) and min(
+            tensors[name]["data_offsets"][0] for name in arrays) >= 0
         rows = arrays["embeddings"]
         if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK):
             return Index(**arrays, **about)
@@ -311,11 +308,10 @@ def search(embeddings, queries, top_k):
     """
     top_k = min(top_k, len(embeddings))
     if len(embeddings) <= FEW_ROWS or "torch" not in sys.modules:  # to import torch takes longer than a million rows
-        everything = np.arange(len(embeddings))
+        starts = range(0, len(embeddings), 8192)
         with np.errstate(invalid="ignore"):  # of rows that are no numbers; `best_of` puts them last
-            blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T
-                      for start in range(0, len(embeddings), 8192)]
-        best = [best_of(scores, everything, top_k) for scores in np.concatenate(blocks, axis=1)]
+            blocks = [queries @ embeddings[start : start + 8192].astype(np.float32).T for start in starts]
+        best = [best_of(scores, np.arange(len(scores)), top_k) for scores in np.concatenate(blocks, axis=1)]
     else:
         find = half_candidates if len(queries) <= 8 else block_candidates
         best = [best_of(embeddings[rows].astype(np.float32) @ query, rows, top_k)
