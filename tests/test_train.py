@@ -168,8 +168,12 @@ def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
     model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
+    statistics = [buffer.clone() for buffer in model.image_encoder.buffers()]
+    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
     assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
+    assert row["skipped_steps"] == 3
+    for buffer, known in zip(model.image_encoder.buffers(), statistics, strict=True):
+        assert not buffer.is_floating_point() or torch.equal(buffer, known)  # not moved by what was skipped
     with pytest.raises(UserError, match="stopped at step 3"):
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
