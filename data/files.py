@@ -21,7 +21,7 @@ from data.tars import contents, tar_of
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # wherever else a picture is opened Pillow refuses it at twice this …
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # wherever a picture is opened Pillow refuses it at twice this …
 warnings.filterwarnings("ignore", module=r"PIL\.")  # … and would warn of half as many, as of each damaged tag
 
 
@@ -62,8 +62,6 @@ def read_image(path, shrink_to=None, content=None):
         with Image.open(path if content is None else BytesIO(content), formats=formats()) as image:
             if min(image.size) < 1:
                 raise ValueError("it has no pixels")
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
             if shrink_to:
                 image.draft("RGB", (shrink_to, shrink_to))
             ImageOps.exif_transpose(image, in_place=True)
@@ -80,6 +78,8 @@ def read_image(path, shrink_to=None, content=None):
             return np.array(image)  # a copy: Pillow's own bytes are read-only
     except UnidentifiedImageError:
         raise OSError(f"{path}: not a picture") from None
+    except Image.DecompressionBombError:
+        raise OSError(f"{path}: its pixels are more than {MOST_PIXELS:,}") from None
     except Exception as error:  # on damaged bytes the decoders raise nearly anything
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -140,7 +140,8 @@ def locked(run_dir):
     with file:
         if not taken(file):
             raise UserError(busy(run_dir))
-        for litter in run_dir.glob(".*.new"):  # of a process that was killed while it wrote
+        recover(run_dir)
+        for litter in (*run_dir.glob(".*.new"), *run_dir.glob(".*.old")):  # of a process that was killed while it wrote
             shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
         try:
             yield

@@ -118,7 +118,7 @@ def test_captions_are_read_from_any_file_that_holds_some(tmp_path, content):
 
 
 @pytest.mark.parametrize("content, complaint", [
-    (None, "is not a file"), (b" \n\n", "holds no captions"), (b"\xff\xfe\x00", "is not UTF-8"),
+    (None, "is not a file"), (b" \n\n", "holds no captions"), (b"\xff\xfe\x00", "line 1: not UTF-8"),
     (b'image_name,"caption"\n1.jpg,A cat .\n', "line 1: the header must be image,caption")])
 def test_a_file_without_captions_is_named(tmp_path, content, complaint):
     if content is not None:

@@ -138,7 +138,7 @@ class Hub(BaseHTTPRequestHandler):
         here = f"http://{self.headers['Host']}"
         if self.path == "/api/repos/create":
             asked = json.loads(sent)
-            self.answer({"url": f"{here}/{asked.get('organization', 'me')}/{asked['name']}"})
+            self.answer({"url": f"{here}/{asked.get('organization') or 'me'}/{asked['name']}"})
         elif "/preupload/" in self.path:
             self.answer({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                                    for file in json.loads(sent)["files"]]})

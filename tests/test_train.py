@@ -207,7 +207,7 @@ def test_a_run_leaves_what_it_promises(workplace):
     with Image.open(run_dir / "curves.png") as curves:
         assert curves.format == "PNG" and curves.width > 800
     suffixes = {path.suffix for path in run_dir.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".safetensors", ".png"}  # nothing pickled, no temporary left
+    assert suffixes == {".json", ".jsonl", ".safetensors", ".png", ".md"}  # nothing pickled, no temporary left
     pictures = {"curves.png", "similarity-dev.png", "worst-dev.png"}  # other commands may have drawn more since
     assert {"best", "last", "metrics.jsonl"} | pictures <= {path.name for path in run_dir.iterdir()}
 
