@@ -79,6 +79,7 @@ def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
     assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as data/files.py has it
 def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MOST_PIXELS", 50 * 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 40 // 2)
