@@ -15,7 +15,7 @@ are unchanged. A query is then one pass of the text tower and one matrix product
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41, copies=())]
 """
 
-from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
+from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device, shown
 
 if __name__ == "__main__":
     FLAGS = parse(InferenceConfig)  # first of all, so that --help and a mistyped flag answer at once
@@ -214,7 +214,7 @@ class Gallery:
 def match_table(matches):
     """Return the matches as lines of text."""
     copies = [f"  (like it: {', '.join(copy.name for copy in match.copies)})" * bool(match.copies) for match in matches]
-    return "\n".join(["rank  score  file", *(f"{match.rank:>4}  {match.score:.3f}  {match.file}{more}"
+    return "\n".join(["rank  score  file", *(shown(f"{match.rank:>4}  {match.score:.3f}  {match.file}{more}")
                                              for match, more in zip(matches, copies, strict=True))])
 
 
@@ -225,7 +225,7 @@ def label_table(groups, top_k):
     """
     lines = ["probability  file"]
     for label, pictures in groups.items():
-        surest = [f"{probability:>11.3f}  {file}" for probability, file in pictures[:top_k]]
+        surest = [shown(f"{probability:>11.3f}  {file}") for probability, file in pictures[:top_k]]
         lines += [f"{label}: {len(pictures):,}", *surest]
         if len(pictures) > top_k:
             lines.append(f"{'…':>11}  and {len(pictures) - top_k:,} more")
@@ -262,7 +262,7 @@ def main(flags):
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers,
                       leave_out=os.path.abspath(flags.output))
     for reason in gallery.skipped.values():
-        say(f"skipped: {reason}")
+        say(f"skipped: {shown(reason)}")
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
     kept = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
@@ -314,8 +314,7 @@ def sort_into_labels(gallery, flags, say):
     probabilities = gallery.label_probabilities(labels)  # (N, K)
     if ranks()[0] > 0:
         return
-    best = probabilities.argmax(axis=1)
-    groups = {label: [] for label in labels}
+    best, groups = probabilities.argmax(axis=1), {label: [] for label in labels}
     for row in probabilities.max(axis=1).argsort(kind="stable")[::-1]:
         groups[labels[best[row]]].append((float(probabilities[row, best[row]]), gallery.files[row]))
     groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
@@ -346,7 +345,8 @@ def find_captions(towers, flags, say):
         return
     found = [(rank, float(score), captions[row]) for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)]
     say(f"{towers.checkpoint} on {len(captions):,} captions of {flags.captions}\n\ncaptions for {flags.image.name}")
-    say("\n".join(["rank  score  caption", *(f"{rank:>4}  {score:.3f}  {caption}" for rank, score, caption in found)]))
+    table = [f"{rank:>4}  {score:.3f}  {shown(caption)}" for rank, score, caption in found]
+    say("\n".join(["rank  score  caption", *table]))
     if flags.json:
         matches = [{"rank": rank, "caption": caption, "score": score} for rank, score, caption in found]
         print(json.dumps({"query": str(flags.image), "matches": matches}))
@@ -373,7 +373,7 @@ def read_caption_list(path):
 def export(towers, flags, say):
     """Write both towers as ONNX, for programs that know nothing of torch, with an example of how to use them."""
     if ranks()[1] > 1:
-        raise UserError("--export is the work of one process: type python instead of torchrun")
+        raise UserError("--export is the work of one process: start it with python")
     if flags.export.exists():
         raise UserError(f"--export {flags.export} is there already: name a new folder")
     say("writing both towers as ONNX, which takes a minute")

@@ -322,6 +322,14 @@ def test_a_name_that_is_not_utf8_is_searched_drawn_and_printed(workplace, folder
         assert "caf\\udce9.jpg" in process.stdout and "6 pictures" in process.stdout
 
 
+def test_names_cannot_steer_the_terminal(workplace, folder):
+    (folder / "0.jpg").rename(folder / "\x1b[2J\r0.jpg")
+    (folder / "\x1b]0;gone\x07.jpg").write_bytes(b"")
+    process = run_script("inference.py", "--query", "a dog", "--gallery", folder, "--no-picture", cwd=workplace)
+    assert not {"\x1b", "\r", "\x07"} & set(process.stdout + process.stderr)
+    assert r"\x1b[2J\r0.jpg" in process.stdout and r"skipped: " in process.stdout
+
+
 def test_the_picture_of_the_last_result_is_no_result(workplace, folder):
     for _ in range(3):
         process = run_script("inference.py", "--query", "a dog", "--gallery", ".", "--checkpoint",
