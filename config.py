@@ -62,7 +62,7 @@ class Config:
     data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt, or shards of it: data/README.md
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
     crop_scale: float = 0.6  # smallest share of a photo's area that a training crop keeps; 1: no crops
-    flip: bool = True  # mirror half of the training photos; off where captions say left and right
+    flip: bool = True  # mirror half of the training photos; --no-flip: none, where captions say left and right
     max_tokens: int = 64  # longer captions are cut
     split_seed: int = 0  # draws dev and test where the data has no split lists; kept apart from --seed
     workers: int = 4  # processes that decode photos (never more than cores); 0: in the main process
@@ -70,14 +70,14 @@ class Config:
     # towers
     image_encoder: str = "resnet50"  # any timm name, or local-dir:PATH
     text_encoder: str = "distilbert-base-uncased"  # any name or folder for AutoModel, or "scratch"
-    pretrained: bool = True  # start from pretrained weights
+    pretrained: bool = True  # start from pretrained weights; --no-pretrained: from random ones
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
     freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
     image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
-    fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics as they are
-    cache: bool = True  # decode each photo once, embed with a frozen tower once, and keep both on disk
+    fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
+    cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
     cached_views: int = 1  # crops of each photo to keep features of; 1: the whole photo only
 
     # projection heads and loss
@@ -198,7 +198,7 @@ PRESETS = {
 class EvaluateConfig:
     """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text; or classification."""
 
-    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     data_dir: Path | None = None  # dataset folder; None: the one the model was trained on
     split: Split = "test"  # photos to measure on
     json: Path | None = None  # also write the figures to this file
@@ -235,11 +235,11 @@ class InferenceConfig:
     export: Path | None = None  # instead: write both towers as ONNX into this new folder, with an example of their use
     gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
-    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return; with --labels of each, with --captions how many captions
-    fold: bool = True  # show pictures that look the same as one
+    fold: bool = True  # show pictures that look the same as one; --no-fold: each of them
     output: Path = Path("matches.png")  # the picture of the result; with --labels also a table, NAME.csv
-    picture: bool = True  # draw it
+    picture: bool = True  # draw it; --no-picture: do not
     explain: bool = False  # mark in it what answers the prompt, in red
     json: bool = False  # print one JSON object on standard output, everything else on standard error
     batch_size: int = 64  # pictures embedded at once
@@ -278,7 +278,7 @@ class AppConfig:
 
     gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
-    checkpoint: Path | None = None  # model directory; None: best/ of the newest run
+    checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     host: str = "127.0.0.1"  # address to listen on; with any but this one, other machines can look at the gallery
     port: int = 7860  # port to listen on; 0: any that is free
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
