@@ -217,6 +217,8 @@ class EvaluateConfig:
             raise UserError("give one of --compare, --zero-shot and --linear-probe at a time")
         if self.compare and self.checkpoint:
             raise UserError("--compare A B names both checkpoints: leave --checkpoint out")
+        if self.data_dir and (self.zero_shot or self.linear_probe):
+            raise UserError("--zero-shot and --linear-probe name their own pictures: leave --data-dir out")
         if self.templates and not self.zero_shot:
             raise UserError("--templates are the prompts of --zero-shot DIR: add it")
 
@@ -259,7 +261,7 @@ class InferenceConfig:
         if self.captions and self.image is None:
             raise UserError("--captions FILE are ranked against a picture: add --image FILE")
         if self.labels is not None and len(self.label_names()) < 2:
-            raise UserError(f'--labels {self.labels!r}: name at least two, with commas: --labels "beach,forest,street"')
+            raise UserError(f'--labels {self.labels!r}: name at least two, such as --labels "beach,forest,street"')
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
         refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
@@ -332,8 +334,8 @@ def newest_run(holding, pattern="*"):
     """Return the folder `runs/<pattern>` whose file `holding` was written last."""
     if files := sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime):
         return files[-1].parents[len(Path(holding).parts) - 1]
-    raise UserError(f"there is no {Path('runs') / pattern / holding} in {Path.cwd()}: train a model first (python "
-                    "train.py), or name one with --checkpoint")
+    flag, wanted = "--run-dir" if holding.startswith("last") else "--checkpoint", Path("runs") / pattern / holding
+    raise UserError(f"no {wanted} in {Path.cwd()}: train a model first (python train.py), or name one with {flag}")
 
 
 def checkpoint_dir(given):

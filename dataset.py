@@ -58,8 +58,8 @@ def read_captions(data_dir):
         return pd.DataFrame(shard_captions(data_dir), columns=["image", "caption"])
     if not data_dir.is_dir():
         makers = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "python data/sample_scenes.py"}
-        hint = f"type {makers[data_dir.as_posix()]}, or" if data_dir.as_posix() in makers else "data/README.md helps;"
-        raise UserError(f"there is no dataset folder {data_dir}: {hint} name one with --data-dir DIR")
+        hint = f"type {makers[data_dir.as_posix()]}" if data_dir.as_posix() in makers else "see data/README.md"
+        raise UserError(f"there is no dataset folder {data_dir}: {hint}, or name another with --data-dir DIR")
     if (path := data_dir / "captions.txt").is_file():
         rows_of = csv_rows
     elif (path := data_dir / "Flickr8k.token.txt").is_file():

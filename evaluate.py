@@ -299,10 +299,11 @@ def main(flags):
     if flags.zero_shot or flags.linear_probe:
         print(f"{directories[0]} ({device})")
         result, confusion, names = classify(models[0], flags)
+        kind = "zero-shot" if flags.zero_shot else "linear-probe"
         width = max(map(len, names))
         print("\n".join(f"  {name:<{width}}  {value:5.1f}" for name, value in result["classes"].items()))
         print(f"top-1 {result['top_1']:.1f} %" + (f", top-5 {result['top_5']:.1f} %" if len(names) > 5 else ""))
-        drawn(folder / "confusion.png", draw_confusion, confusion, names)
+        drawn(folder / f"confusion-{kind}.png", draw_confusion, confusion, names)
     else:
         config = models[0].config
         data_dir = flags.data_dir or config.data_dir

@@ -261,7 +261,7 @@ def main(flags):
 
     gallery = Gallery(flags.gallery, checkpoint, flags.split, flags.device, flags.batch_size, flags.workers,
                       leave_out=os.path.abspath(flags.output))
-    for reason in gallery.skipped.values():
+    for reason in list(gallery.skipped.values())[: None if gallery.embedded else 5]:  # each, until they are known
         say(f"skipped: {shown(reason)}")
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -289,7 +289,7 @@ def find_pictures(gallery, flags, say):
     found = gallery.rank(wanted, flags.top_k, flags.fold)
     matches = [match for match in found if flags.threshold is None or match.score >= flags.threshold]
     title = " + ".join(filter(None, [like, *prompts])) + "".join(f" - {prompt}" for prompt in flags.minus)
-    say(f"\n{title}\n{match_table(matches)}")
+    say(f"\n{title}" + f"\n{match_table(matches)}" * bool(matches))
     if not matches:
         say(f"no picture scores {flags.threshold} or more: the best is {found[0].score:.3f}")
     elif len(prompts) == 1 and not (like or flags.minus) and (remark := gallery.nothing_fits(matches)):
@@ -379,7 +379,7 @@ def export(towers, flags, say):
     say("writing both towers as ONNX, which takes a minute")
     difference = export_model(towers.model, flags.export)
     say(f"wrote {flags.export}, which differs from torch by {difference:.0e} at most; example.py in it shows its use:\n"
-        f'python {flags.export}/example.py "a dog running through water" PICTURE [PICTURE …]')
+        f'python {flags.export}/example.py "a dog running through water" photo.jpg another.jpg')
     if flags.json:
         print(json.dumps({"export": str(flags.export), "difference": difference}))
 

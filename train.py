@@ -76,7 +76,7 @@ def load_data(config):
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
 
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
-    lines = [f"{config.data_dir}: {sum(map(len, splits.values())):,} captions of photos: {counts}"]
+    lines = [f"{config.data_dir}: {sum(map(len, splits.values())):,} captions; photos: {counts}"]
     for what, items in (
         ("missing, left out", faults["missing"]),
         ("unreadable, left out", list(faults["unreadable"].values())),
@@ -347,7 +347,7 @@ def main(config, why):
         within = f", step {len(progress['losses'])} of the next" if progress["losses"] else ""
         print(f"going on after epoch {progress['epoch']} of {config.epochs}{within}"
               if progress["epoch"] < config.epochs else
-              f"all {config.epochs} epochs are done: add --epochs N to train on")
+              f"all {config.epochs} epochs are done: add --epochs N, more than these, to train on")
 
     trained, total = (sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad or every)
                       for every in (False, True))

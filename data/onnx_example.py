@@ -25,16 +25,20 @@ tokens = tokenizer.encode(prompt)
 ids, mask = np.array([tokens.ids]), np.array([tokens.attention_mask])  # (1, T), (1, T)
 wanted = text.run(None, {"input_ids": ids, "attention_mask": mask})[0][0]  # (D,), unit length
 
-size, scores = image.get_inputs()[0].shape[-1], []
+size, scores = image.get_inputs()[0].shape[-1], {}
 for file in files:
-    with Image.open(file) as picture:
+    try:
+        picture = Image.open(file)
         picture.draft("RGB", (2 * size, 2 * size))  # a large JPEG need not be decoded in full
         picture = ImageOps.exif_transpose(picture).convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
-        pixels = np.asarray(Image.alpha_composite(white, picture).convert("RGB"))  # (H, W, 3)
+    except OSError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        continue
+    white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
+    pixels = np.asarray(Image.alpha_composite(white, picture).convert("RGB"))  # (H, W, 3)
     how = cv2.INTER_AREA if size < max(pixels.shape[:2]) else cv2.INTER_LINEAR
     pixels = cv2.resize(pixels, (size, size), interpolation=how).transpose(2, 0, 1)[None]  # (1, 3, S, S) uint8
-    scores.append(image.run(None, {"pixels": pixels})[0][0] @ wanted)  # cosine
+    scores[file] = image.run(None, {"pixels": pixels})[0][0] @ wanted  # cosine
 
-for score, file in sorted(zip(scores, files, strict=True), reverse=True):
-    print(f"{score:.3f}  {file}")
+for file in sorted(scores, key=scores.get, reverse=True):
+    print(f"{scores[file]:.3f}  {file}")

@@ -60,7 +60,7 @@ def draw_similarity(split, gap, path, shown=48):
     bins = np.linspace(both.min(), both.max() + 1e-6, 60)
     right.hist(others, bins, alpha=0.6, label=f"other photos, mean {others.mean():.2f}")
     right.hist(matching, bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
-    right.set(title=f"all captions; gap between mean image and mean text: {gap:.2f}", xlabel="cosine with a photo")
+    right.set(title=f"all captions; image-text gap {gap:.2f}", xlabel="cosine with a photo", ylabel="captions")
     right.legend()
     figure.savefig(path, dpi=110)
 
@@ -79,7 +79,7 @@ def draw_worst(split, ranks, path, shown=8, above=6):
         strip.suptitle(f"“{text}”", fontsize=9, parse_math=False)
         own = int(split.image_of_text[caption])
         scores = split.image_embeddings @ split.text_embeddings[caption]  # (N,)
-        first = scores.argsort(descending=True)[:above].tolist()
+        first = scores.argsort(descending=True)[: min(above, int(ranks[caption]) - 1)].tolist()
         titles = [f"its photo: rank {ranks[caption]}", *(f"rank {rank}" for rank in range(1, len(first) + 1))]
         for axes, photo, title in zip(strip.subplots(1, above + 1).flat, [own, *first], titles, strict=False):
             axes.imshow(read_image(split.files[photo], shrink_to=160))

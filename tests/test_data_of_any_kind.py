@@ -195,7 +195,7 @@ def test_a_damaged_picture_is_pixels_or_an_error_with_its_name(tmp_path, name, p
 def test_a_picture_of_too_many_pixels_is_refused_wherever_it_is_opened(tmp_path):
     write(tmp_path, {"bomb.png": BAD["bomb.png"]})
     assert 10_000 * 10_001 > MOST_PIXELS
-    with pytest.raises(OSError, match=r"bomb.png: .*limit of 100000000 pixels"):
+    with pytest.raises(OSError, match="bomb.png: its pixels are more than 100,000,000"):
         read_image(tmp_path / "bomb.png")
     with pytest.raises(Image.DecompressionBombError):  # as a library would open it that a script calls
         Image.open(tmp_path / "bomb.png")

@@ -216,7 +216,7 @@ def test_zero_shot_and_linear_probe_on_class_folders(workplace, classes, tmp_pat
     assert "zero-shot, 2 templates a class; 16 pictures of 2 classes" in shown and "chance 50.0 %" in shown
     assert set(report["classes"]) == {"the beach", "the forest"} and report["top_5"] == 100.0
     assert report["top_1"] == pytest.approx(sum(report["classes"].values()) / 2)
-    with Image.open(workplace / "runs" / "first" / "confusion.png") as picture:
+    with Image.open(workplace / "runs" / "first" / "confusion-zero-shot.png") as picture:
         assert min(picture.size) > 200
     shown = run_script("evaluate.py", "--linear-probe", classes, cwd=workplace).stdout
     assert "linear probe trained on 12 pictures; 4 pictures of 2 classes" in shown

@@ -356,7 +356,7 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
     flags = [word for name, value in calm.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     flags = ["flickr8k", "--data-dir", str(pattern), *flags]
     output = run_script("train.py", *flags, "--run-dir", "runs/one", cwd=tmp_path).stdout
-    assert f"{pattern}: 640 captions of photos: train 96, dev 16, test 16" in output
+    assert f"{pattern}: 640 captions; photos: train 96, dev 16, test 16" in output
     assert_alike(rows_of(tmp_path / "runs" / "one"), expected)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run([*start, ROOT / "train.py", *flags, "--run-dir", "runs/two"], cwd=tmp_path, check=True,

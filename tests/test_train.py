@@ -215,7 +215,7 @@ def test_a_run_leaves_what_it_promises(workplace):
 def test_a_run_says_what_it_does(workplace, sample_dir):
     output = (workplace / "train.log").read_text().splitlines()
     assert output[0] == "preset sample"
-    assert f"{sample_dir}: 640 captions of photos: train 96, dev 16, test 16" in output
+    assert f"{sample_dir}: 640 captions; photos: train 96, dev 16, test 16" in output
     assert any(line.startswith("epoch   4/4") and "dev R@1/5/10" in line for line in output)
     assert "  dev has only 16 of them: its recall means little, and picks the best epoch by chance" in output
     assert any("16 photos of the test split" in line for line in output)
@@ -317,7 +317,7 @@ def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(workpla
 def test_the_two_commands_of_the_readme_in_an_empty_folder(tmp_path):
     output = run_script("train.py", "--epochs", 1, cwd=tmp_path).stdout
     assert output.startswith("preset sample, because there is no data/flickr8k")
-    assert "data/sample: 14,000 captions of photos: train 2,400, dev 200, test 200" in output
+    assert "data/sample: 14,000 captions; photos: train 2,400, dev 200, test 200" in output
     assert len(list(tmp_path.glob("runs/sample-*/best/model.safetensors"))) == 1
     found = run_script("inference.py", "--query", "people sitting near the beach", cwd=tmp_path).stdout
     assert "on 200 pictures of data/sample (test split)" in found and (tmp_path / "matches.png").exists()
