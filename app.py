@@ -7,10 +7,11 @@ The address answers at once: while pictures are embedded it says how far that is
 `inference.Gallery`, as `inference.py` does. To the browser go pictures of the gallery, reduced and without what the
 camera noted in them, and never a file: `/picture/7` is number 7 of the gallery, and there is no way to name another.
 A link in the gallery to a picture elsewhere shows that picture, as its owner put it there; links to folders are not
-followed. Who may ask what stands in data/guard.py.
+followed. Who may ask what stands in search/guard.py.
 """
 
-from config import AppConfig, InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse
+from config import AppConfig, InferenceConfig, parse
+from support.errors import UserError, one_line_errors
 
 if __name__ == "__main__":
     FLAGS = parse(AppConfig)  # first of all, so that --help and a mistyped flag answer at once
@@ -33,9 +34,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.files import IMAGE_SUFFIXES, read_image
-from data.towers import keep_encoder
 from inference import Gallery
+from search.onnx_text import keep_encoder
+from support.find_run import checkpoint_dir
+from support.images import IMAGE_SUFFIXES, read_image
 
 UPLOADS = tempfile.TemporaryDirectory(prefix="clip-uploads-")  # only its owner can look into it; gone at the end
 UPLOADED = Path(UPLOADS.name).resolve()
@@ -46,7 +48,7 @@ try:
     from fastapi import FastAPI, HTTPException, Response
     from starlette.responses import HTMLResponse
 
-    from data.guard import MOST_UPLOADED, Guard, is_loopback
+    from search.guard import MOST_UPLOADED, Guard, is_loopback
 except ModuleNotFoundError as error:
     with one_line_errors():
         raise UserError(f'the page needs {error.name}: type pip install -e ".[app]"') from None

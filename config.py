@@ -5,51 +5,27 @@
 `Config` is what a training run is made of, and is saved in every checkpoint; the small classes hold the flags of the
 other commands. Torch is imported only where a device is asked for, so `--help` is answered at once."""
 
-import contextlib
 import csv
-import ctypes
-import functools
 import json
-import os
 import re
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import tyro
 
+from support.errors import CONTROL, UserError, one_line_errors
+from support.files import read_json
+
 Split = Literal["train", "dev", "test"]
-
-
-MOST_JSON = 10_000_000  # bytes of a settings file
-CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # characters that steer a terminal or end a file's name
-
-
-class UserError(Exception):
-    """What a person can mend: shown as one line, exit status 2, no traceback."""
-
-
-def shown(words):
-    """Return words from elsewhere, such as a file's name, as one line: no control character reaches the terminal."""
-    return re.sub(CONTROL, lambda found: ascii(found[0])[1:-1], str(words))
-
-
-@contextlib.contextmanager
-def one_line_errors():
-    """Turn a `UserError` into one line on standard error; errors of the program keep their traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 can still be printed
-    try:
-        yield
-    except UserError as error:  # what a file holds may stand in it
-        print(f"error: {shown(error)}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # `python inference.py … | head`: the reader has left, so there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+RETIRED = {"cached_views"}  # settings of earlier versions, in whose models they may still stand
+WHY_PRESET = {
+    "flickr8k": "data/flickr8k is there (the small one: python train.py sample)",
+    "sample": "there is no data/flickr8k "
+    "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +54,6 @@ class Config:
     image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
-    cached_views: int = 1  # crops of each photo to keep features of; 1: the whole photo only
 
     # projection heads and loss
     head: Literal["mlp", "linear"] = "mlp"  # mlp: linear, GELU, linear, dropout, residual, layer norm
@@ -111,7 +86,7 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        refuse(self, "epochs scratch_layers cached_views", "at least 1", lambda v: v >= 1)
+        refuse(self, "epochs scratch_layers", "at least 1", lambda v: v >= 1)
         refuse(self, "embedding_dim", "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
         refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         refuse(self, "max_tokens", "from 3, of which start and end token are two, to 4,096", lambda v: 3 <= v <= 4096)
@@ -140,28 +115,29 @@ class Config:
     @staticmethod
     def load(path):
         """Read settings written by `save`. Fields added since then take their defaults."""
-        values, types = read_json(path := Path(path)), get_type_hints(Config)
-        if unknown := sorted(set(values) - set(types)):
-            raise UserError(f"{path} is not a config of this version: unknown {unknown[0]!r:.60}")
+        path = Path(path)
+        values = read_json(path)
+        types = get_type_hints(Config)
+        settings = {}
         try:
-            return Config(**{name: checked_value(name, value, types[name]) for name, value in values.items()})
+            for name, value in values.items():
+                if name in RETIRED:
+                    continue
+                if name not in types:
+                    raise UserError(f"not a config of this version: unknown {name!r:.60}")
+                settings[name] = checked_value(name, value, types[name])
+            return Config(**settings)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
 
-
-def read_json(path):
-    """Return the object in a JSON file; raises UserError for one that is not there, too large, or no such thing."""
-    if not path.is_file():  # nor a pipe, which would be waited for
-        raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
-    try:
-        if (size := path.stat().st_size) > MOST_JSON:
-            raise ValueError(f"its {size:,} bytes are more than {MOST_JSON:,}")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return values
+    def differences(self, other):
+        """Return the settings in which another config differs, as words: {"epochs": "epochs 3 -> 9"}."""
+        changes = {}
+        for name, mine in vars(self).items():
+            theirs = getattr(other, name)
+            if mine != theirs:
+                changes[name] = f"{name} {mine} -> {theirs}"
+        return changes
 
 
 def refuse(flags, names, allowed, holds):
@@ -296,10 +272,18 @@ def parse(kind, argv=None):
         return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 
 
-def parse_train(argv=None):
-    """Read the command line of `train.py`: `[sample|flickr8k] [flags]`.
+class TrainCommand(NamedTuple):
+    """What the command line of `train.py` says."""
 
-    Returns (Config, str): the settings and why this preset, for the first line that a run prints.
+    config: Config
+    why: str  # this preset, or this run: the first line that a run prints
+    named: str | None  # the preset, where the command line names one
+
+
+def parse_train(argv=None, saved=None):
+    """Read the command line of `train.py`: `[sample|flickr8k] [flags]`; returns a `TrainCommand`.
+
+    saved: the settings of the run that goes on, which are then the defaults of the flags.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     with one_line_errors():
@@ -307,94 +291,20 @@ def parse_train(argv=None):
         if named is not None and named not in PRESETS:
             raise UserError(f"there is no preset {named!r}: choose one of {', '.join(PRESETS)}")
         preset = named or ("flickr8k" if PRESETS["flickr8k"].data_dir.is_dir() else "sample")
-        because = {"flickr8k": "data/flickr8k is there (the small one: python train.py sample)",
-                   "sample": "there is no data/flickr8k "
-                             "(for Flickr8k: python data/download_flickr8k.py, then python train.py flickr8k)"}
-        why = f"preset {preset}" + ("" if named else f", because {because[preset]}")
-        read = functools.partial(tyro.cli, Config, args=argv, prog=f"train.py [{'|'.join(PRESETS)}]",
-                                 description=f"Train CLIP on pictures and captions. Shown: {why}.")
-        config = read(default=PRESETS[preset])
-        if config.resume:  # then the run's own settings are the defaults of a second reading
-            from data.runs import busy, in_use, recover  # here, because it takes its errors from this file
-
-            for run_dir in [config.run_dir] if config.run_dir else Path("runs").glob("*"):
-                if not in_use(run_dir):  # else the moment between two renames is another process's
-                    recover(run_dir)
-            run_dir = config.run_dir or newest_run("last/config.json", f"{named or ''}*")
-            if in_use(run_dir):
-                raise UserError(busy(run_dir))
-            saved = replace(Config.load(run_dir / "last" / "config.json"), run_dir=run_dir, resume=True)
-            config, why = replace(read(default=saved), preset=named or saved.preset), f"resuming {run_dir}"
-            if changes := differing_settings(saved, config):
-                why += " with " + ", ".join(changes)
-        return replace(config, run_dir=config.run_dir or Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}")), why
-
-
-def newest_run(holding, pattern="*"):
-    """Return the folder `runs/<pattern>` whose file `holding` was written last."""
-    if files := sorted(Path("runs").glob(f"{pattern}/{holding}"), key=lambda file: file.stat().st_mtime):
-        return files[-1].parents[len(Path(holding).parts) - 1]
-    flag, wanted = "--run-dir" if holding.startswith("last") else "--checkpoint", Path("runs") / pattern / holding
-    raise UserError(f"no {wanted} in {Path.cwd()}: train a model first (python train.py), or name one with {flag}")
-
-
-def checkpoint_dir(given):
-    """Return the model directory given, `best/` of the run given or the newest, or the copy of "hf-hub:OWNER/NAME"."""
-    if str(given).startswith("hf-hub:"):
-        from data.hub import model_folder
-
-        return model_folder(given)
-    run_dir = given or newest_run("best/config.json")
-    return run_dir / "best" if (run_dir / "best").is_dir() else run_dir
-
-
-def differing_settings(before, after):
-    """Return the settings in which two configs differ, as words: "epochs 3 -> 9"."""
-    return [f"{name} {old} -> {new}" for name, old in vars(before).items() if old != (new := getattr(after, name))]
-
-
-# ---------------------------------------------------------------- what they mean on this machine
-
-
-def ranks():
-    """Return the number of this process and how many work together: (0, 1) unless torchrun started several."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def resolve_device(name):
-    """Return the torch.device for auto, cpu or cuda; raises UserError where cuda is asked for and not there.
-
-    Under torchrun this process joins the others here, each with a GPU of its own; only the first goes on printing.
-    """
-    import torch
-    import torch.distributed as dist
-
-    # By default glibc gives the memory of freed activations back and asks for it again, at every step.
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        mallopt(-4, 0), mallopt(-1, -1)  # M_MMAP_MAX 0, M_TRIM_THRESHOLD off: up to twice as fast on a CPU
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; type --device cpu, or install a torch built for your GPU")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if ranks()[1] > 1 and not dist.is_initialized():
-        if device.type == "cuda":
-            if (local := int(os.environ["LOCAL_RANK"])) >= torch.cuda.device_count():
-                raise UserError(f"--nproc-per-node is more than the {torch.cuda.device_count()} GPUs of this machine")
-            torch.cuda.set_device(local)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
-        if ranks()[0] > 0:
-            sys.stdout = open(os.devnull, "w")
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-
-
-def resolve_dtype(device, precision="auto"):
-    """Return the torch.dtype that matrix products run in: float32, bfloat16 or float16."""
-    import torch
-
-    if precision == "fp16" and device.type == "cpu":
-        raise UserError("--precision fp16 needs a GPU; on a CPU choose auto, bf16 or fp32")
-    if precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if device.type == "cuda":  # emulated bf16 on older cards is slower than their fp16
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else torch.float32
+        why = f"preset {preset}"
+        if not named:
+            why += f", because {WHY_PRESET[preset]}"
+        config = tyro.cli(
+            Config,
+            args=argv,
+            default=saved or PRESETS[preset],
+            prog=f"train.py [{'|'.join(PRESETS)}]",
+            description=f"Train CLIP on pictures and captions. Shown: {why}.",
+        )
+        if saved:
+            config = replace(config, preset=named or saved.preset)
+            changes = saved.differences(config).values()
+            why = f"resuming {config.run_dir}" + (f" with {', '.join(changes)}" if changes else "")
+        elif config.run_dir is None and not config.resume:
+            config = replace(config, run_dir=Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
+        return TrainCommand(config, why, named)

@@ -13,22 +13,27 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 
 import json
 
-from config import EvaluateConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device
+from config import EvaluateConfig, parse
+from support.errors import UserError, one_line_errors
 
 if __name__ == "__main__":
     FLAGS = parse(EvaluateConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
+
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from cache import embed_images, embed_split, embed_texts
-from data.files import picture_files
-from data.pictures import draw_confusion, draw_similarity, draw_worst
-from dataset import has_split_lists, image_loader, read_text, split_table
-from gallery import TEMPLATES, class_embeddings
-from models import CLIP
+from dataset import NOTHING_KNOWN, has_split_lists, image_loader, image_path, paths_of, split_table
+from models import CLIP, embed_images, embed_texts
+from support.captions import read_text
+from support.find_run import checkpoint_dir
+from support.images import picture_files
+from support.plots import draw_confusion, draw_similarity, draw_worst
+from support.process import is_first_process, start_process
+from support.prompts import TEMPLATES, class_embeddings
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
 
@@ -117,6 +122,60 @@ def bootstrap_interval(hits_a, hits_b, photo_of_query, samples=2000, seed=0):
 
 
 # ---------------------------------------------------------------- a checkpoint on a split
+
+
+@dataclass(frozen=True)
+class EmbeddedSplit:
+    """A captions table, embedded: photos in the order in which they first appear, captions in the table's order."""
+
+    files: list  # N paths
+    captions: list  # M texts
+    image_embeddings: torch.Tensor  # (N, D), unit length
+    text_embeddings: torch.Tensor  # (M, D), unit length
+    image_of_text: torch.Tensor  # (M,), the row of each caption's photo
+    faults: dict  # {path: OSError} of the photos that could not be read; they are left out with their captions
+
+
+def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING_KNOWN):
+    """Return the `EmbeddedSplit` of a captions table. What is `known` of it spares work.
+
+    Raises UserError where none of its photos can be read.
+    """
+    paths = paths_of(table, data_dir)
+    if known.image_features is None:
+        loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
+        image_embeddings, readable, faults = embed_images(model, loader)
+    else:
+        image_embeddings = project(model, model.project_image, known.image_features)
+        readable = range(len(paths))
+        faults = {}
+    if not readable:
+        raise UserError(f"none of the {len(paths):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
+
+    # A photo that cannot be read is left out with its captions; the others move up.
+    row_of_path = {paths[place]: row for row, place in enumerate(readable)}
+    rows = [row_of_path.get(image_path(data_dir, name), -1) for name in table["image"]]
+    captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row >= 0]
+    rows = torch.tensor(rows)
+    if known.text_features is None:
+        text_embeddings = embed_texts(model, captions, batch_size)
+    else:
+        text_embeddings = project(model, model.project_text, known.text_features[rows >= 0])
+    return EmbeddedSplit(
+        files=[paths[place] for place in readable],
+        captions=captions,
+        image_embeddings=image_embeddings,
+        text_embeddings=text_embeddings,
+        image_of_text=rows[rows >= 0],
+        faults={paths[place]: error for place, error in faults.items()},
+    )
+
+
+@torch.inference_mode()
+def project(model, head, features):
+    """Return the (N, D) embeddings, on the CPU, of (N, F) features that a tower has made before."""
+    with model.autocast():
+        return head(features.to(model.device)).cpu()
 
 
 def ranks_in(split):
@@ -274,7 +333,7 @@ def draw_pictures(split, folder, mark):
 def drawn(path, draw, *arguments):
     """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
     try:
-        if ranks()[0] == 0:  # several processes may have shared the work
+        if is_first_process():  # several processes may have shared the work
             draw(*arguments, path)
         print(f"drew {path}")
     except OSError as error:
@@ -293,7 +352,7 @@ def main(flags):
     if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
     directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
-    device = resolve_device(flags.device)
+    device = start_process(flags.device)
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
     folder = run_folder(directories[0])
     if flags.zero_shot or flags.linear_probe:
@@ -327,7 +386,7 @@ def main(flags):
             result = {"split": flags.split, **report}
             mark = "-last" if directories[0].name == "last" else ""
             draw_pictures(splits[0], folder, f"{flags.split}{mark}")
-    if flags.json and ranks()[0] == 0:
+    if flags.json and is_first_process():
         flags.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {flags.json}")
 

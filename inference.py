@@ -15,7 +15,8 @@ are unchanged. A query is then one pass of the text tower and one matrix product
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41, copies=())]
 """
 
-from config import InferenceConfig, UserError, checkpoint_dir, one_line_errors, parse, ranks, resolve_device, shown
+from config import InferenceConfig, parse
+from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
     FLAGS = parse(InferenceConfig)  # first of all, so that --help and a mistyped flag answer at once
@@ -27,34 +28,37 @@ import json
 import os
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from data.files import IMAGE_SUFFIXES, model_stamps, picture_files, stamp, writable, write_file
-from data.pictures import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
-from data.tars import dataset_folder, exists, is_sharded, tar_pictures
-from data.towers import export_model, keep_encoder
-from gallery import (
-    EVERYDAY,
-    INDEX_NAME,
-    SPLIT_INDEX_NAME,
-    Index,
-    Match,
-    Towers,
-    class_embeddings,
-    folded,
-    index_of,
-    read_index,
-    search,
-    split_gallery,
-    write_index,
-)
+from search.embedder import Towers
+from search.export import export_model
+from search.index import INDEX_NAME, SPLIT_INDEX_NAME, Index, index_of, read_index, split_gallery, write_index
+from search.nearest import folded, search
+from search.onnx_text import keep_encoder
+from support.files import model_stamps, stamp, writable, write_file
+from support.find_run import checkpoint_dir
+from support.images import IMAGE_SUFFIXES, picture_files
+from support.plots import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
+from support.process import from_first_process, is_first_process, process_count, start_process
+from support.prompts import EVERYDAY, class_embeddings
+from support.tars import dataset_folder, exists, is_sharded, tar_pictures
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
+
+
+@dataclass(frozen=True)
+class Match:
+    """One result: its rank (1 is best), its file, the cosine similarity from -1 to 1, and files that look the same."""
+
+    rank: int
+    file: Path
+    score: float
+    copies: tuple = ()
 
 
 class Gallery:
@@ -91,11 +95,9 @@ class Gallery:
             index_name = SPLIT_INDEX_NAME.format(folder.name) if tars else INDEX_NAME
         self.index_path, self.unsaved = writable(self.root / index_name), None
         there = self.index_path if self.index_path.exists() else self.root / index_name  # made before it was read-only
-        if ranks()[1] > 1:  # they share the embedding, and look at the folder at different moments
-            from cache import from_first
-
-            resolve_device(device)
-            files = from_first(files)
+        if process_count() > 1:  # they share the embedding, and look at the folder at different moments
+            start_process(device)
+            files = from_first_process(files)
 
         known, model_files = read_index(there), model_stamps(towers.checkpoint)
         if known.model_files == model_files:
@@ -125,10 +127,9 @@ class Gallery:
             elif (name, mark) in rows_known:
                 found[name] = rows_known[name, mark]
         new, rows, looks = [name for name in marks if name not in found], known.embeddings, known.looks
-        if ranks()[1] > 1:
-            from cache import from_first
+        if process_count() > 1:
 
-            new = from_first(new)
+            new = from_first_process(new)
         part_size = max(512, len(marks) // 20)
         for start in range(0, len(new), part_size):
             part = new[start : start + part_size]
@@ -151,7 +152,7 @@ class Gallery:
     def save(self, index):
         """Keep the index on disk; the answer matters more than its being remembered."""
         try:
-            if ranks()[0] == 0:
+            if is_first_process():
                 write_index(self.index_path, index)
         except OSError as error:
             self.unsaved = str(error)
@@ -272,7 +273,7 @@ def main(flags):
         say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
     (sort_into_labels if flags.labels else find_pictures)(gallery, flags, say)
     towers = gallery.towers
-    if not (flags.query or flags.labels) or towers.encoder or "model" not in vars(towers) or ranks()[0]:
+    if not (flags.query or flags.labels) or towers.encoder or "model" not in vars(towers) or not is_first_process():
         return
     if reason := keep_encoder(towers.model, towers.hash):
         say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
@@ -284,7 +285,7 @@ def find_pictures(gallery, flags, say):
     for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.towers.remarks(prompt)}:
         say(remark)
     wanted = gallery.towers.wanted(prompts, flags.image, flags.minus)
-    if ranks()[0] > 0:  # of several processes that shared the work, the first shows the result
+    if not is_first_process():  # of several processes that shared the work, the first shows the result
         return
     found = gallery.rank(wanted, flags.top_k, flags.fold)
     matches = [match for match in found if flags.threshold is None or match.score >= flags.threshold]
@@ -312,7 +313,7 @@ def sort_into_labels(gallery, flags, say):
     for remark in (f"{label}: {remark}" for label in labels for remark in gallery.towers.remarks(label)):
         say(remark)
     probabilities = gallery.label_probabilities(labels)  # (N, K)
-    if ranks()[0] > 0:
+    if not is_first_process():
         return
     best, groups = probabilities.argmax(axis=1), {label: [] for label in labels}
     for row in probabilities.max(axis=1).argsort(kind="stable")[::-1]:
@@ -337,11 +338,11 @@ def find_captions(towers, flags, say):
     example, _, faults = towers.embed_files([flags.image])  # (1, D)
     if faults:
         raise UserError(f"--image {flags.image} cannot be read: {faults[0]}")
-    from cache import embed_texts
+    from models import embed_texts
 
     embeddings = embed_texts(towers.model, captions, progress="embedding captions").half().numpy()  # (M, D)
     (scores,), (rows,) = search(embeddings, example.astype(np.float32), flags.top_k)
-    if ranks()[0] > 0:
+    if not is_first_process():
         return
     found = [(rank, float(score), captions[row]) for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1)]
     say(f"{towers.checkpoint} on {len(captions):,} captions of {flags.captions}\n\ncaptions for {flags.image.name}")
@@ -354,7 +355,7 @@ def find_captions(towers, flags, say):
 
 def read_caption_list(path):
     """Return the captions of a file, each once: a dataset's captions file, or a plain text with a caption a line."""
-    from dataset import csv_rows, read_text, token_rows
+    from support.captions import csv_rows, read_text, token_rows
 
     if not path.is_file():
         raise UserError(f"--captions {path} is not a file: name a captions.txt, or a text file with a caption a line")
@@ -372,7 +373,7 @@ def read_caption_list(path):
 
 def export(towers, flags, say):
     """Write both towers as ONNX, for programs that know nothing of torch, with an example of how to use them."""
-    if ranks()[1] > 1:
+    if process_count() > 1:
         raise UserError("--export is the work of one process: start it with python")
     if flags.export.exists():
         raise UserError(f"--export {flags.export} is there already: name a new folder")

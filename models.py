@@ -7,12 +7,11 @@
     >>> model.encode_image(pixels) @ model.encode_text(input_ids, attention_mask).T   # (B, B) cosine similarities
 
 Training pulls the B matching pairs of a batch together and pushes the B² - B others apart (Radford et al. 2021).
-Features leave a tower; embeddings are projected and of unit length. Losses are functions of tensors, below.
+Features leave a tower; embeddings are projected and of unit length.
 """
 
 import math
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 
 import timm
@@ -20,17 +19,22 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
-from cache import Gathered, write_json
-from config import UserError, ranks, resolve_dtype
-from data.checkpoints import check_image_weights, one_model, read_model, timm_model_args
-from data.hub import loading, model_folder, upload
-from dataset import train_tokenizer
+from config import Config
+from dataset import pad, tokenize
+from support.big_batch import gather_embeddings, streamed_clip_loss
+from support.errors import UserError
+from support.fast_cpu import Dropout, in_parts_of_like_length
+from support.files import write_json
+from support.hub import loading, model_folder, upload
+from support.process import choose_dtype, from_all_processes, is_first_process, process_count, process_number
+from support.strangers import check_image_weights, one_model, read_model, timm_model_args
+from support.wordpiece import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
-STREAMED_ROWS = 512  # of the logits that are in memory at a time where a batch is too large for all of them
+STREAMED_PAIRS = 4096  # a batch of more pairs has too many similarities to keep them all in memory
 
 # ---------------------------------------------------------------- losses
 
@@ -42,42 +46,10 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale):
     logit_scale: the multiplier itself, 1 / temperature. Source: Radford et al. 2021, figure 3.
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B): row = image, column = text
-    labels = torch.arange(len(logits), device=logits.device)
-    # which text belongs to this image (rows), and which image to this text (columns); chance is ln B
-    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-
-
-class StreamedClipLoss(torch.autograd.Function):
-    """`clip_loss` whose (N, N) logits are never in memory at once: only the sums over rows and columns are kept.
-
-    The backward pass makes the logits again, block by block.
-    """
-
-    @staticmethod
-    def forward(ctx, images, texts, scale):
-        rows, columns = [], torch.full_like(images[:, 0], -torch.inf)  # log of the sum of each row and column: (N,)
-        for block in images.split(STREAMED_ROWS):
-            logits = scale * block @ texts.T  # (n, N)
-            rows.append(logits.logsumexp(dim=1))
-            columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
-        ctx.save_for_backward(images, texts, scale, rows := torch.cat(rows), columns)
-        return ((rows + columns) / 2 - scale * (images * texts).sum(dim=1)).mean()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        images, texts, scale, rows, columns = ctx.saved_tensors
-        of_images, of_texts, of_scale = torch.empty_like(images), torch.zeros_like(texts), torch.zeros_like(scale)
-        for start in range(0, len(images), STREAMED_ROWS):
-            block = slice(start, start + STREAMED_ROWS)
-            products = images[block] @ texts.T  # (n, N)
-            of_logits = (scale * products - rows[block, None]).exp_()  # the softmax over the texts of each image …
-            of_logits += (scale * products - columns).exp_()  # … and over the images of each text
-            of_logits.diagonal(start).sub_(2)
-            of_logits *= gradient / (2 * len(images))
-            of_images[block] = scale * of_logits @ texts
-            of_texts.addmm_(of_logits.T, scale * images[block])
-            of_scale += torch.dot(of_logits.flatten(), products.flatten())
-        return of_images, of_texts, of_scale
+    labels = torch.arange(len(logits), device=logits.device)  # the match of row i is column i
+    which_text = F.cross_entropy(logits, labels)  # a model that knows nothing gets ln B
+    which_image = F.cross_entropy(logits.T, labels)
+    return (which_text + which_image) / 2
 
 
 def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
@@ -89,9 +61,12 @@ def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B)
     with torch.no_grad():
-        likeness = (image_embeddings @ image_embeddings.T + text_embeddings @ text_embeddings.T) / 2
-        targets = (logit_scale * likeness).softmax(dim=1)  # (B, B)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        image_likeness = image_embeddings @ image_embeddings.T  # (B, B)
+        text_likeness = text_embeddings @ text_embeddings.T  # (B, B)
+        targets = (logit_scale * (image_likeness + text_likeness) / 2).softmax(dim=1)
+    which_text = F.cross_entropy(logits, targets)
+    which_image = F.cross_entropy(logits.T, targets)
+    return (which_text + which_image) / 2
 
 
 def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
@@ -103,14 +78,6 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
     logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias  # (B, B)
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # +1 for a matching pair, -1 for the others
     return -F.logsigmoid(signs * logits).sum() / len(logits)
-
-
-def shared_clip_loss(image_embeddings, text_embeddings, logit_scale):
-    """Return this process's part of `clip_loss` over the pairs of all processes; the mean of all parts is the whole."""
-    labels = ranks()[0] * len(image_embeddings) + torch.arange(len(image_embeddings), device=logit_scale.device)
-    by_image = logit_scale * image_embeddings @ Gathered.apply(text_embeddings).T  # (B, W * B): images of its own
-    by_text = logit_scale * text_embeddings @ Gathered.apply(image_embeddings).T
-    return (F.cross_entropy(by_image, labels) + F.cross_entropy(by_text, labels)) / 2
 
 
 # ---------------------------------------------------------------- towers and heads
@@ -125,31 +92,43 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
-        with loading("image", name, pretrained):
+        with loading("image", name, pretrained):  # what goes wrong there is one line
             if pretrained and name.startswith("local-dir:"):
                 check_image_weights(Path(name.removeprefix("local-dir:")))
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.model_args = timm_model_args(name)
+
         trained_with = self.backbone.pretrained_cfg
         self.image_size = image_size or trained_with["input_size"][-1]
-        size = (self.image_size, self.image_size)
         if hasattr(self.backbone, "set_input_size"):  # vision transformers: resample the position embeddings
-            self.backbone.set_input_size(img_size=size)
-        try:  # a blank picture shows whether the size fits, and how wide the features are
-            with torch.inference_mode():
-                self.feature_dim = self.backbone.eval()(torch.zeros(1, 3, *size)).shape[1]
-        except (AssertionError, RuntimeError) as error:
-            raise UserError(f"--image-size {self.image_size} does not fit the image tower {name}: {error}") from None
+            self.backbone.set_input_size(img_size=(self.image_size, self.image_size))
+        self.feature_dim = self.width_of_features(name)
         # channels_last: the memory order in which convolutions are fastest, on CPUs and tensor cores alike
-        self.backbone.train().to(memory_format=torch.channels_last)
-        for key in ("mean", "std"):  # given for pixels from 0 to 1
-            self.register_buffer(key, 255 * torch.tensor(trained_with[key]).view(1, 3, 1, 1), persistent=False)
+        self.backbone.to(memory_format=torch.channels_last)
+
+        # given for pixels from 0 to 1, kept for pixels from 0 to 255
+        mean = 255 * torch.tensor(trained_with["mean"]).view(1, 3, 1, 1)
+        std = 255 * torch.tensor(trained_with["std"]).view(1, 3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, pixels):
         """(B, 3, S, S) -> (B, F). uint8 pixels (0 to 255) are normalised here; floats are taken as normalised."""
         if pixels.dtype == torch.uint8:
             pixels = (pixels - self.mean) / self.std
-        return self.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        return self.backbone(pixels)
+
+    def width_of_features(self, name):
+        """Return F, which a blank picture shows; raises UserError where the backbone cannot take this size."""
+        blank = torch.zeros(1, 3, self.image_size, self.image_size)
+        self.backbone.eval()
+        try:
+            with torch.inference_mode():
+                features = self.backbone(blank)  # (1, F)
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(f"--image-size {self.image_size} does not fit the image tower {name}: {error}") from None
+        self.backbone.train()
+        return features.shape[1]
 
     def layers(self):
         """Return the names of the backbone's parameters, a list a layer, from the input to the output."""
@@ -160,59 +139,80 @@ class ImageEncoder(nn.Module):
 
     def save_config(self, directory):
         """Write `config.json` in timm's own form, from which `local-dir:` rebuilds the architecture."""
-        trained_with = {key: value for key, value in self.backbone.pretrained_cfg.items()
-                        if key not in ("architecture", "url", "hf_hub_id", "file", "source")}
-        write_json(directory / "config.json", {
-            "architecture": self.backbone.pretrained_cfg["architecture"], "num_features": self.backbone.num_features,
-            "model_args": self.model_args, "pretrained_cfg": trained_with})
+        known = self.backbone.pretrained_cfg
+        elsewhere = ("architecture", "url", "hf_hub_id", "file", "source")  # where the weights came from
+        trained_with = {key: value for key, value in known.items() if key not in elsewhere}
+        write_json(
+            directory / "config.json",
+            {
+                "architecture": known["architecture"],
+                "num_features": self.backbone.num_features,
+                "model_args": self.model_args,
+                "pretrained_cfg": trained_with,
+            },
+        )
 
 
 class TextEncoder(nn.Module):
     """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
 
-    name: a hub name or a folder for `AutoModel.from_pretrained`, or "scratch": a small DistilBERT with random weights
-    and a vocabulary trained on `captions`.
+    backbone, tokenizer: of transformers; `from_name` finds them.
     pooling: "cls" takes the first token's features, "mean" averages over the caption's tokens, padding left out.
     """
 
-    def __init__(self, name, pretrained=True, pooling="mean", max_tokens=64, captions=(), layers=None, width=None,
-                 tokenizer=None):
+    def __init__(self, backbone, tokenizer, pooling="mean", max_tokens=64):
         super().__init__()
-        if name == "scratch":
-            self.tokenizer = train_tokenizer(captions, max_tokens)
-            self.backbone = AutoModel.from_config(DistilBertConfig(
-                vocab_size=len(self.tokenizer), max_position_embeddings=max_tokens, n_layers=layers, dim=width,
-                n_heads=width // 64, hidden_dim=4 * width, pad_token_id=self.tokenizer.pad_token_id))
-        else:
-            with loading("text", name, pretrained):
-                self.tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-                # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
-                if pretrained:
-                    self.backbone = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True,
-                                                              trust_remote_code=False)
-                else:
-                    architecture = one_model(AutoConfig.from_pretrained(name, trust_remote_code=False))
-                    self.backbone = AutoModel.from_config(architecture, dtype=torch.float32, trust_remote_code=False,
-                                                          attn_implementation=None)
+        self.backbone = backbone
         self.backbone.pooler = None  # BERT's extra layer on the first token: unused here, so not carried along
+        self.tokenizer = tokenizer
         self.pooling = pooling
-        self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
-        self.pad_id = self.tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
-        self.feature_dim = self.backbone.config.hidden_size
+        self.max_tokens = min(max_tokens, tokenizer.model_max_length)
+        self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
+        self.feature_dim = backbone.config.hidden_size
 
+    @classmethod
+    def from_name(cls, name, pretrained=True, pooling="mean", max_tokens=64, tokenizer=None):
+        """Load a tower: `name` is a hub name, or a folder for `AutoModel.from_pretrained`.
+
+        pretrained: with its weights, otherwise with random ones. tokenizer: None takes the one that comes with it.
+        """
+        with loading("text", name, pretrained):  # what goes wrong there is one line
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
+            if pretrained:
+                backbone = AutoModel.from_pretrained(
+                    name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                )
+            else:
+                architecture = one_model(AutoConfig.from_pretrained(name, trust_remote_code=False))
+                backbone = AutoModel.from_config(
+                    architecture, dtype=torch.float32, trust_remote_code=False, attn_implementation=None
+                )
+        return cls(backbone, tokenizer, pooling, max_tokens)
+
+    @classmethod
+    def from_scratch(cls, captions, layers, width, pooling="mean", max_tokens=64):
+        """Build a small DistilBERT with random weights and a vocabulary trained on captions."""
+        tokenizer = train_tokenizer(captions, max_tokens)
+        architecture = DistilBertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=max_tokens,
+            n_layers=layers,
+            dim=width,
+            n_heads=width // 64,
+            hidden_dim=4 * width,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return cls(AutoModel.from_config(architecture), tokenizer, pooling, max_tokens)
+
+    def tokens_of(self, texts):
+        """Return the token ids (B, T) of texts, cut where they are too long, and their mask (B, T)."""
+        return pad(tokenize(self.tokenizer, texts, self.max_tokens), self.pad_id)
+
+    @in_parts_of_like_length
     def forward(self, input_ids, attention_mask):
         """(B, T), (B, T) with 1 for tokens and 0 for padding -> (B, F)."""
-        if input_ids.device.type != "cpu":
-            return self.pooled(input_ids, attention_mask)
-        # On a CPU padding costs as much as words do: in parts of like length there is little of it, for half the time.
-        ends = (attention_mask * torch.arange(1, input_ids.shape[1] + 1)).amax(dim=1)  # (B,) length of each caption
-        order = ends.argsort(stable=True)
-        parts = [self.pooled(input_ids[rows, : ends[rows[-1]]], attention_mask[rows, : ends[rows[-1]]])
-                 for rows in order.split(64)]
-        return torch.cat(parts)[order.argsort()]
-
-    def pooled(self, input_ids, attention_mask):
-        """Run the backbone and pool what it makes of each token: (B, T), (B, T) -> (B, F)."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, F)
         if self.pooling == "cls":
             return hidden[:, 0]
@@ -225,17 +225,6 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
 
-class Dropout(nn.Dropout):
-    """`nn.Dropout`; on a CPU with 16 random bits for a number, where torch's 64 would take half the time of a step."""
-
-    def forward(self, features):
-        if not self.training or self.p in (0, 1) or features.device.type != "cpu":
-            return super().forward(features)
-        bits = torch.empty(-(-features.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)
-        kept = bits[: features.numel()].view(features.shape) >= self.p * 2**16 - 2**15
-        return features * kept / (1 - self.p)
-
-
 class ProjectionHead(nn.Module):
     """Features of a tower -> the shared space: (B, F) -> (B, D).
 
@@ -246,7 +235,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.projection = nn.Linear(feature_dim, embedding_dim)
         self.hidden = nn.Linear(embedding_dim, embedding_dim)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(dropout)  # nn.Dropout, made fast on a CPU
         self.norm = nn.LayerNorm(embedding_dim)
         # A random head scatters its outputs so widely that at temperature 0.07 the first loss is up to a tenth above
         # chance, ln B. This random shift is common to all outputs of a head, so that the logits differ less.
@@ -254,7 +243,8 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features):
         projected = self.projection(features)  # (B, F) -> (B, D)
-        return self.norm(projected + self.dropout(self.hidden(F.gelu(projected))))  # (B, D)
+        residual = self.dropout(self.hidden(F.gelu(projected)))  # (B, D)
+        return self.norm(projected + residual)  # (B, D)
 
 
 # ---------------------------------------------------------------- CLIP
@@ -266,56 +256,71 @@ class CLIP(nn.Module):
     def __init__(self, config, image_encoder, text_encoder):
         super().__init__()
         self.config = replace(config, image_size=image_encoder.image_size)
-        self.image_encoder, self.text_encoder = image_encoder, text_encoder
-        self.image_head, self.text_head = (
-            ProjectionHead(tower.feature_dim, config.embedding_dim, config.head_dropout) if config.head == "mlp"
-            else nn.Linear(tower.feature_dim, config.embedding_dim)
-            for tower in (image_encoder, text_encoder))
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.image_head = new_head(image_encoder.feature_dim, config)
+        self.text_head = new_head(text_encoder.feature_dim, config)
+        self.feature_dropout = Dropout(config.feature_dropout)
         # Learned as a logarithm, so that it stays positive and a step changes it by a factor.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        self.feature_dropout = Dropout(config.feature_dropout)
 
-    @classmethod
-    def from_config(cls, config, captions=()):
-        """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
-        model = cls(
-            config, ImageEncoder(config.image_encoder, config.pretrained, config.image_size),
-            TextEncoder(config.text_encoder, config.pretrained, config.pooling, config.max_tokens, captions,
-                        config.scratch_layers, config.scratch_width))
-        model.freeze(config.freeze)
-        return model
+    @property
+    def device(self):
+        """The torch.device that the model is on."""
+        return self.logit_scale.device
 
-    @classmethod
-    def from_pretrained(cls, name, revision=None, token=None):
-        """Load a model directory, or one of the Hugging Face hub such as "me/my-clip", in eval mode on the CPU.
+    # ------------------------------------------------------------ embedding
 
-        Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
-        """
-        directory = model_folder(name, revision, token)
-        return read_model(directory, lambda folder, config, tokenizer: cls(
-            config, ImageEncoder(f"local-dir:{folder / 'image_encoder'}", False, config.image_size),
-            TextEncoder(str(folder / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer=tokenizer)))
+    def encode_image(self, pixels):
+        """(B, 3, S, S) pixels -> (B, D) unit-length float32."""
+        return self.project_image(self.image_encoder(pixels))
 
-    def save_pretrained(self, directory):
-        """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
-        directory = Path(directory)
-        for tower in ("image_encoder", "text_encoder"):
-            (directory / tower).mkdir(parents=True, exist_ok=True)
-            getattr(self, tower).save_config(directory / tower)
-        self.config.save(directory / "config.json")
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    def encode_text(self, input_ids, attention_mask):
+        """(B, T) token ids and their mask -> (B, D) unit-length float32."""
+        return self.project_text(self.text_encoder(input_ids, attention_mask))
 
-    def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):
-        """Upload the model directory to the Hugging Face hub; returns the address of the commit.
+    def project_image(self, features):
+        """(B, F) features of the image tower -> (B, D) unit-length float32."""
+        return F.normalize(self.image_head(self.feature_dropout(features)).float(), dim=-1)
 
-        card: the file with the model card, such as the README.md that a run writes into best/.
-        """
-        card = card and Path(card).read_text(encoding="utf-8")
-        return upload(self, repo_id, card, private, token, commit_message)
+    def project_text(self, features):
+        """(B, F) features of the text tower -> (B, D) unit-length float32."""
+        return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)
+
+    def forward(self, batch):
+        """Return the image embeddings (B, D) and the text embeddings (B, D) of a `dataset.Batch` of B pairs."""
+        if batch.image_features is None:
+            image_embeddings = self.encode_image(batch.pixels)
+        else:  # the tower is frozen, and its features are known
+            image_embeddings = self.project_image(batch.image_features)
+        if batch.text_features is None:
+            text_embeddings = self.encode_text(batch.input_ids, batch.attention_mask)
+        else:
+            text_embeddings = self.project_text(batch.text_features)
+        return image_embeddings, text_embeddings
+
+    def loss(self, image_embeddings, text_embeddings):
+        """Return the configured loss of a batch, a scalar; of several processes, the loss of all their pairs."""
+        images = gather_embeddings(image_embeddings)  # (B, D), B of all processes together
+        texts = gather_embeddings(text_embeddings)
+        scale = self.logit_scale.exp()
+        if self.config.loss == "siglip":
+            return siglip_loss(images, texts, scale, self.logit_bias)
+        if self.config.loss == "soft":
+            return soft_clip_loss(images, texts, scale)
+        if len(images) > STREAMED_PAIRS:
+            return streamed_clip_loss(images, texts, scale)  # the same, in less memory
+        return clip_loss(images, texts, scale)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self):
+        """Keep the multiplier at or below 100; called after every optimiser step."""
+        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+
+    # ------------------------------------------------------------ what trains, and how precisely
 
     def freeze(self, towers):
         """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.
@@ -323,12 +328,16 @@ class CLIP(nn.Module):
         These see edges, which need no learning anew, and at the highest resolution: few weights, half of the time.
         """
         self.requires_grad_(True)
-        self.image_encoder.requires_grad_(towers not in ("image", "both"))
-        self.text_encoder.requires_grad_(towers not in ("text", "both"))
+        if towers in ("image", "both"):
+            self.image_encoder.requires_grad_(False)
+        if towers in ("text", "both"):
+            self.text_encoder.requires_grad_(False)
         if self.config.pretrained:
             layers = self.image_encoder.layers()
-            for name in chain.from_iterable(layers[:round((1 - self.config.image_depth) * len(layers))]):
-                self.image_encoder.backbone.get_parameter(name).requires_grad_(False)
+            lowest = round((1 - self.config.image_depth) * len(layers))
+            for names in layers[:lowest]:
+                for name in names:
+                    self.image_encoder.backbone.get_parameter(name).requires_grad_(False)
 
     def train(self, mode=True):
         """Set training mode, except for frozen layers: these would drop units out and move BatchNorm statistics."""
@@ -343,55 +352,140 @@ class CLIP(nn.Module):
                     module.eval()
         return self
 
-    def encode_image(self, pixels):
-        """(B, 3, S, S) pixels, or (B, F) features that the tower made of them -> (B, D) unit-length float32."""
-        features = pixels if pixels.ndim == 2 else self.image_encoder(pixels)  # (B, F)
-        return F.normalize(self.image_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
-
-    def encode_text(self, input_ids, attention_mask=None):
-        """(B, T) token ids and mask, or (B, F) features that the tower made of them -> (B, D) unit-length float32."""
-        features = input_ids if attention_mask is None else self.text_encoder(input_ids, attention_mask)  # (B, F)
-        return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)  # (B, D)
-
-    def forward(self, pixels, input_ids, attention_mask):
-        """Return the image embeddings (B, D) and the text embeddings (B, D) of a batch of pairs.
-
-        With --micro-batch n the activations of only n pairs are in memory at a time. Each part is embedded for the
-        loss, which sees all pairs, and again, with the same dropout, for its gradient. Source: Gao et al. 2021.
-        """
-        part = self.config.micro_batch
-        if not self.training or not 0 < part < len(pixels):
-            return self.encode_image(pixels), self.encode_text(input_ids, attention_mask)
-        masks = repeat(None) if attention_mask is None else attention_mask.split(part)
-        images, texts = zip(*(
-            checkpoint(lambda *pairs: (self.encode_image(pairs[0]), self.encode_text(*pairs[1:])), *pairs,
-                       use_reentrant=False)
-            for pairs in zip(pixels.split(part), input_ids.split(part), masks, strict=False)
-        ), strict=True)
-        return torch.cat(images), torch.cat(texts)
-
-    def loss(self, image_embeddings, text_embeddings):
-        """Return the configured loss of a batch, a scalar; where several processes train, their mean is the loss."""
-        pairs, scale, alone = (image_embeddings, text_embeddings), self.logit_scale.exp(), ranks()[1] == 1
-        if self.config.loss == "clip":
-            one_process = StreamedClipLoss.apply if len(image_embeddings) > 8 * STREAMED_ROWS else clip_loss
-            return (one_process if alone else shared_clip_loss)(*pairs, scale)
-        if not alone:
-            pairs = map(Gathered.apply, pairs)
-        return soft_clip_loss(*pairs, scale) if self.config.loss == "soft" else siglip_loss(
-            *pairs, scale, self.logit_bias)
-
     def compute_dtype(self):
         """Return the dtype of this model's matrix products: the configured one, but no fp16 on a CPU."""
-        device, precision = self.logit_scale.device, self.config.precision
-        return resolve_dtype(device, "auto" if (precision, device.type) == ("fp16", "cpu") else precision)
+        precision = self.config.precision
+        if precision == "fp16" and self.device.type == "cpu":
+            precision = "auto"
+        return choose_dtype(self.device, precision)
 
     def autocast(self):
         """Return the context in which this model runs its matrix products in that dtype."""
-        dtype, whole = self.compute_dtype(), not self.config.micro_batch  # else half-precise casts sum the gradients
-        return torch.autocast(self.logit_scale.device.type, dtype, dtype != torch.float32, cache_enabled=whole)
+        dtype = self.compute_dtype()
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    @torch.no_grad()
-    def clamp_logit_scale(self):
-        """Keep the multiplier at or below 100; called after every optimiser step."""
-        self.logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
+    # ------------------------------------------------------------ made, saved, loaded
+
+    @classmethod
+    def from_config(cls, config, captions=()):
+        """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
+        image_encoder = ImageEncoder(config.image_encoder, config.pretrained, config.image_size)
+        if config.text_encoder == "scratch":
+            text_encoder = TextEncoder.from_scratch(
+                captions, config.scratch_layers, config.scratch_width, config.pooling, config.max_tokens
+            )
+        else:
+            text_encoder = TextEncoder.from_name(
+                config.text_encoder, config.pretrained, config.pooling, config.max_tokens
+            )
+        model = cls(config, image_encoder, text_encoder)
+        model.freeze(config.freeze)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, name, revision=None, token=None):
+        """Load a model directory, or one of the Hugging Face hub such as "me/my-clip", in eval mode on the CPU.
+
+        Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
+        """
+        return read_model(model_folder(name, revision, token), Config.load, cls.from_settings)
+
+    @classmethod
+    def from_settings(cls, directory, config, tokenizer):
+        """Build the model whose settings lie in a model directory, without its weights."""
+        image_encoder = ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size)
+        text_encoder = TextEncoder.from_name(
+            str(directory / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer
+        )
+        return cls(config, image_encoder, text_encoder)
+
+    def save_pretrained(self, directory):
+        """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
+        directory = Path(directory)
+        (directory / "image_encoder").mkdir(parents=True, exist_ok=True)
+        (directory / "text_encoder").mkdir(exist_ok=True)
+        self.config.save(directory / "config.json")
+        self.image_encoder.save_config(directory / "image_encoder")
+        self.text_encoder.save_config(directory / "text_encoder")
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):
+        """Upload the model directory to the Hugging Face hub; returns the address of the commit.
+
+        card: the file with the model card, such as the README.md that a run writes into best/.
+        """
+        text = Path(card).read_text(encoding="utf-8") if card else None
+        return upload(self, repo_id, text, private, token, commit_message)
+
+
+def new_head(feature_dim, config):
+    """Return a head with random weights, of the kind that the settings name."""
+    if config.head == "linear":
+        return nn.Linear(feature_dim, config.embedding_dim)
+    return ProjectionHead(feature_dim, config.embedding_dim, config.head_dropout)
+
+
+# ---------------------------------------------------------------- embedding many
+
+
+@torch.inference_mode()
+def embed_images(model, loader, encode=None, progress=None):
+    """Embed the pictures of a `dataset.image_loader` with `encode`, by default `model.encode_image`.
+
+    Returns an (N, D) tensor on the CPU of the pictures that could be read, their rows, and a dict of the others,
+    {row: OSError}. Several processes share the work, and all get all of it. `progress` names a progress bar.
+    """
+    encode = encode or model.encode_image
+    embeddings = []
+    rows = []
+    faults = {}
+    for pixels, readable, unreadable in bar(loader, progress):
+        if pixels is not None:
+            with model.autocast():
+                embeddings.append(encode(pixels.to(model.device)).cpu())
+        rows += readable
+        faults |= unreadable
+    embeddings = stacked(embeddings, model)
+    if process_count() > 1:
+        embeddings, rows = from_all_processes(embeddings, rows, len(loader.dataset), model.device)
+        for row in set(range(len(loader.dataset))) - set(rows):
+            _, _, error = loader.dataset[row]
+            faults[row] = error or OSError("it could not be read a moment ago")
+    return embeddings, rows, faults
+
+
+@torch.inference_mode()
+def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
+    """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
+
+    Texts of like length share a batch, so little of it is padding. Several processes share the work. `progress` names
+    a progress bar.
+    """
+    encode = encode or model.encode_text
+    tower = model.text_encoder
+    token_ids = tokenize(tower.tokenizer, texts, tower.max_tokens)
+    by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+    starts = range(0, len(by_length), batch_size)
+    batches = [by_length[start : start + batch_size] for start in starts]
+    embeddings = []
+    rows = []
+    for batch in bar(batches[process_number() :: process_count()], progress):
+        input_ids, attention_mask = pad([token_ids[row] for row in batch], tower.pad_id)
+        with model.autocast():
+            embeddings.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())
+        rows += batch
+    embeddings = stacked(embeddings, model)
+    embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)
+    return embeddings
+
+
+def stacked(embeddings, model):
+    """Return parts of (n, D) embeddings as one tensor, which is empty where there are none."""
+    return torch.cat(embeddings) if embeddings else torch.empty(0, model.config.embedding_dim)
+
+
+def bar(batches, title):
+    """Return batches with a progress bar, where it has a title and this is the process that prints."""
+    hidden = None if title and is_first_process() else True
+    return tqdm(batches, title, leave=False, disable=hidden)

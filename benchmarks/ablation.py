@@ -22,15 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from support.progress import new_progress
 
 from benchmarks import seed_recipe
-from cache import embed_split
-from config import PRESETS, one_line_errors, resolve_device
-from data.files import write_file
-from data.progress import new_progress
+from config import PRESETS
 from dataset import load_splits
-from evaluate import report_of
+from evaluate import embed_split, report_of
 from models import CLIP, clip_loss
+from support.errors import one_line_errors
+from support.files import write_file
+from support.process import start_process
 from train import epoch_row, prepare, train_heads_first
 
 
@@ -92,7 +93,7 @@ LEVERS = {  # changes of our recipe, one at a time
 def ours(flags, splits, config):
     """Train as train.py does, without its files; returns the report of the last epoch and the seconds of all."""
     torch.manual_seed(config.seed)
-    model = CLIP.from_config(config).to(resolve_device("auto"), memory_format=torch.channels_last)
+    model = CLIP.from_config(config).to(start_process("auto"), memory_format=torch.channels_last)
     average, rows = copy.deepcopy(model), []
     scaler = torch.amp.GradScaler(enabled=model.compute_dtype() == torch.float16)
     if config.heads_first and config.freeze != "both":

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from config import PRESETS, UserError, one_line_errors
+from config import PRESETS
+from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,8 +42,8 @@ def write_model(folder, image_encoder):
     """Write a model directory: an image tower and a DistilBERT, with random weights and a small vocabulary."""
     from transformers import DistilBertConfig
 
-    from dataset import train_tokenizer
     from models import CLIP
+    from support.wordpiece import train_tokenizer
 
     with tempfile.TemporaryDirectory() as tower:
         train_tokenizer(["people sitting near the beach", "a dog running through water"], 512).save_pretrained(tower)
@@ -58,9 +59,9 @@ def ancestors_answer(flags):
     from torch.utils.data import DataLoader
 
     from benchmarks.decoding import AncestorFiles
-    from data.files import picture_files
     from dataset import pad, tokenize
     from models import CLIP
+    from support.images import picture_files
 
     model = CLIP.from_pretrained(flags.ancestors)
     tower = model.text_encoder
@@ -81,7 +82,7 @@ def main(flags):
         return ancestors_answer(flags)
     import torch
 
-    from data.files import picture_files
+    from support.images import picture_files
 
     files = picture_files(flags.photos)[: flags.count]
     if not files:

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 import tyro
 
 from benchmarks.seed_recipe import seed_loss
-from config import one_line_errors
-from models import StreamedClipLoss, clip_loss
+from models import clip_loss
+from support.big_batch import StreamedClipLoss
+from support.errors import one_line_errors
 
 WAYS = {"ancestors": lambda images, texts, scale: seed_loss(images, texts), "plain": clip_loss,
         "streamed": StreamedClipLoss.apply}

@@ -22,10 +22,12 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, Dataset
 
-from cache import Cached, decoded_photos
-from config import UserError, one_line_errors
-from data.files import picture_files
-from dataset import CaptionDataset, image_loader, start_epoch, train_tokenizer, train_transform, training_loader
+from dataset import CaptionDataset, image_loader, start_epoch, train_transform, training_loader
+from support.errors import UserError, one_line_errors
+from support.images import picture_files
+from support.kept import decoded_photos
+from support.wordpiece import train_tokenizer
+from train import Cached
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import tyro
+from support.progress import new_progress
 
 from benchmarks.seed_recipe import BATCH_SIZE, RATES, WEIGHT_DECAY, CaptionRows, batch_loss, unscaled
-from cache import Cached, frozen_features
-from config import PRESETS, one_line_errors, resolve_device
-from data.progress import new_progress
+from config import PRESETS
 from data.sample_scenes import write_sample
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
 from models import CLIP
-from train import parameter_groups, train_one_epoch
+from support.errors import one_line_errors
+from support.process import start_process
+from train import Cached, frozen_features, parameter_groups, train_one_epoch
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def main(flags):
         table = load_splits(data_dir)["train"]
         table = table[table["image"].isin(table["image"].unique()[: flags.photos])].reset_index(drop=True)
         torch.manual_seed(0)
-        model = CLIP.from_config(config, table["caption"]).to(resolve_device("cpu"), memory_format=torch.channels_last)
+        model = CLIP.from_config(config, table["caption"]).to(start_process("cpu"), memory_format=torch.channels_last)
         model.freeze("both")
         start = time.perf_counter()
         cached = frozen_features(model.eval(), table, data_dir, "both", 64)

@@ -22,11 +22,12 @@ import tyro
 from torch.utils.data import DataLoader
 
 from benchmarks.decoding import AncestorFiles
-from cache import embed_images
-from config import PRESETS, InferenceConfig, UserError, one_line_errors, resolve_device
-from data.files import picture_files
+from config import PRESETS, InferenceConfig
 from dataset import image_loader
-from models import CLIP
+from models import CLIP, embed_images
+from support.errors import UserError, one_line_errors
+from support.images import picture_files
+from support.process import start_process
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def ancestors(model, paths, size):
 
 def ours(model, paths, size):
     """Embed as a gallery does: (N, D)."""
-    model.to(resolve_device("cpu"))
+    model.to(start_process("cpu"))
     return embed_images(model, image_loader(paths, size, InferenceConfig.batch_size))[0]
 
 

@@ -24,11 +24,13 @@ import tyro
 from transformers import DistilBertConfig
 
 from benchmarks.training_step import GFLOP
-from cache import Cached
-from config import PRESETS, one_line_errors, resolve_device
-from dataset import CaptionDataset, start_epoch, train_tokenizer, train_transform, training_loader
+from config import PRESETS
+from dataset import CaptionDataset, start_epoch, train_transform, training_loader
 from models import CLIP
-from train import moving_weights, parameter_groups, update_average
+from support.errors import one_line_errors
+from support.process import start_process
+from support.wordpiece import train_tokenizer
+from train import Cached, moving_weights, parameter_groups, update_average
 
 CAPTION = " ".join(["dog"] * 22)  # 24 tokens with the one of the start and the one of the end
 
@@ -50,7 +52,7 @@ def set_up(folder, flags, **changes):
     DistilBertConfig().save_pretrained(folder)
     config = replace(PRESETS["flickr8k"], pretrained=False, **{"text_encoder": str(folder), **changes})
     torch.manual_seed(0)
-    model = CLIP.from_config(config, [CAPTION]).to(resolve_device("auto"), memory_format=torch.channels_last).train()
+    model = CLIP.from_config(config, [CAPTION]).to(start_process("auto"), memory_format=torch.channels_last).train()
     size, path = model.config.image_size, Path(folder) / "pixels.rgb"
     np.random.default_rng(0).integers(256, size=(flags.photos, size, size, 3), dtype=np.uint8).tofile(path)
     table = pd.DataFrame({"image": [f"{row}.jpg" for row in range(flags.photos)], "caption": CAPTION})
@@ -141,7 +143,7 @@ def traffic(model, batch):
 def main(flags):
     if not torch.cuda.is_available():
         return print("no GPU here: torch.cuda.is_available() is False, nothing is measured")
-    device = resolve_device("cuda")
+    device = start_process("cuda")
     with tempfile.TemporaryDirectory() as folder:
         model, loaders = set_up(folder, flags)
         flops, bandwidth = peaks(device)

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from config import Split, UserError, one_line_errors
+from config import Split
+from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("two dogs play in the snow", "a man climbs a rock", "children in a pool", "a woman rides a bicycle",

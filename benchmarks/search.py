@@ -19,8 +19,10 @@ import numpy as np
 import torch
 import tyro
 
-from config import one_line_errors, resolve_device
-from gallery import Index, read_index, search, write_index
+from search.index import Index, read_index, write_index
+from search.nearest import search
+from support.errors import one_line_errors
+from support.process import start_process
 
 TOP_K = 9
 
@@ -36,7 +38,7 @@ class SearchConfig:
 
 
 def main(flags):
-    resolve_device("cpu")
+    start_process("cpu")
     random = np.random.default_rng(0)
     whole = random.standard_normal((flags.rows, flags.dim), np.float32)
     whole /= np.linalg.norm(whole, axis=1, keepdims=True)

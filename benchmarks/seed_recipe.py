@@ -26,12 +26,14 @@ import tyro
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from cache import embed_split, frozen_features
-from config import PRESETS, UserError, one_line_errors, resolve_device
-from data.files import replacing
+from config import PRESETS
 from dataset import image_path, load_splits, pad, read_square, tokenize
-from evaluate import recall_table, report_of
+from evaluate import embed_split, recall_table, report_of
 from models import CLIP
+from support.errors import UserError, one_line_errors
+from support.files import replacing
+from support.process import start_process
+from train import frozen_features
 
 RATES = {"heads": 1e-3, "image_encoder": 1e-4, "text_encoder": 1e-5}
 BATCH_SIZE = 32
@@ -113,7 +115,7 @@ def train(flags, splits, config, loss=unscaled, one_caption=False):
     The ablation repairs the recipe step by step: with another loss, and with one caption a photo and epoch.
     """
     torch.manual_seed(flags.seed)
-    model = CLIP.from_config(config).to(resolve_device("auto"), memory_format=torch.channels_last).eval()
+    model = CLIP.from_config(config).to(start_process("auto"), memory_format=torch.channels_last).eval()
     for head in (model.image_head, model.text_head):
         torch.nn.init.zeros_(head.norm.bias)  # its random start is ours
     sets = {split: CaptionRows(splits[split], config.data_dir, model,

@@ -27,10 +27,13 @@ import tyro
 from transformers import DistilBertConfig
 
 from benchmarks.seed_recipe import RATES, WEIGHT_DECAY, batch_loss, unscaled
-from config import PRESETS, one_line_errors, resolve_device
+from config import PRESETS
 from data.sample_scenes import all_scenes, captions_of
-from dataset import pad, tokenize, train_tokenizer
+from dataset import pad, tokenize
 from models import CLIP
+from support.errors import one_line_errors
+from support.process import start_process
+from support.wordpiece import train_tokenizer
 from train import moving_weights, parameter_groups, update_average
 
 GFLOP = 24.3, 6.2 / 24  # forward and backward: of a photo at 224 pixels in ResNet50, of a token in DistilBERT
@@ -81,7 +84,7 @@ def steps(flags):
             batch_loss(model, (pixels, input_ids, mask), unscaled).backward()
             optimizer.step()
             yield
-    model.to(resolve_device("cpu"), memory_format=torch.channels_last)
+    model.to(start_process("cpu"), memory_format=torch.channels_last)
     pixels, average = pixels.contiguous(memory_format=torch.channels_last), copy.deepcopy(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
     moving = moving_weights(average, model)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BertConfig
 
 from data.sample_scenes import write_sample
-from dataset import train_tokenizer
+from support.wordpiece import train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,10 +7,10 @@ from conftest import run_script
 
 from benchmarks import contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
 from benchmarks.seed_recipe import seed_loss
-from cache import Cached
 from config import checkpoint_dir
 from dataset import load_splits
 from models import CLIP
+from train import Cached
 
 
 def test_the_ancestors_loss_equals_loops():

@@ -3,22 +3,18 @@
 import errno
 from dataclasses import replace
 
+import cache
 import pandas as pd
 import pytest
 import torch
 
-import cache
-from cache import (
-    Cached,
-    decoded_photos,
-    embed_images,
-    embed_split,
-    embed_texts,
-    frozen_features,
-)
-from config import PRESETS, UserError
-from dataset import image_loader, image_path, load_splits, memory_map, pad, read_square, tokenize
-from models import CLIP
+from config import PRESETS
+from dataset import image_loader, image_path, load_splits, pad, read_square, tokenize
+from evaluate import embed_split
+from models import CLIP, embed_images, embed_texts
+from support.errors import UserError
+from support.kept import decoded_photos, memory_map
+from train import Cached, frozen_features
 
 SMALL = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
 

@@ -15,12 +15,12 @@ from config import (
     Config,
     EvaluateConfig,
     InferenceConfig,
-    UserError,
     checkpoint_dir,
     differing_settings,
     parse,
     parse_train,
 )
+from support.errors import UserError
 
 
 def words(capsys):

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_checkpoint_v1 import MODEL
 
-from config import PRESETS, UserError
-from data.files import MOST_PIXELS, read_image
+from config import PRESETS
 from dataset import inspect_dataset, load_splits, read_captions, read_square
-from gallery import INDEX_NAME, read_index
 from inference import Gallery
+from search.index import INDEX_NAME, read_index
+from support.errors import UserError
+from support.images import MOST_PIXELS, read_image
 from train import load_data
 
 # the same examples each time; the folder of a test is used again by all of them

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from config import UserError
 from dataset import (
     CaptionDataset,
     epoch_draws,
@@ -19,16 +18,17 @@ from dataset import (
     load_splits,
     pad,
     read_captions,
-    read_image,
     read_square,
     split_images,
     split_table,
     start_epoch,
     tokenize,
-    train_tokenizer,
     train_transform,
     training_loader,
 )
+from support.errors import UserError
+from support.images import read_image
+from support.wordpiece import train_tokenizer
 
 
 def rows(directory, text, name="captions.txt"):

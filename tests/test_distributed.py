@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from conftest import ROOT, save_image_tower, save_text_tower
 from torch.multiprocessing.spawn import start_processes
 
-from cache import embed_images, embed_texts
-from config import PRESETS, UserError
+from config import PRESETS
 from dataset import CaptionDataset, image_loader, image_path, load_splits, training_loader
-from inference import INDEX_NAME
-from models import CLIP
+from models import CLIP, embed_images, embed_texts
+from search.index import INDEX_NAME
+from support.errors import UserError
 
 
 def joined(rank, job, world, place, out, *arguments):

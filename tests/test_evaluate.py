@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from conftest import run_script
 from PIL import Image
 
-from cache import embed_split
-from config import UserError
 from dataset import split_table
 from evaluate import (
     accuracy_report,
     bootstrap_interval,
+    embed_split,
     linear_probe,
     mean_recall,
     modality_gap,
@@ -27,6 +26,7 @@ from evaluate import (
     retrieval_metrics,
 )
 from models import CLIP
+from support.errors import UserError
 
 
 def naive_ranks(scores, matches):

@@ -10,19 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache import embed_images, embed_texts
 from config import PRESETS
-from dataset import (
-    image_loader,
-    image_path,
-    inspect_dataset,
-    load_splits,
-    read_captions,
-    read_text,
-    split_images,
-    token_rows,
-)
-from models import CLIP
+from dataset import image_loader, image_path, inspect_dataset, load_splits, read_captions, split_images
+from models import CLIP, embed_images, embed_texts
+from support.captions import read_text, token_rows
 
 FLICKR8K, TOWERS = (os.environ.get(name) for name in ("FLICKR8K_DIR", "TOWERS_DIR"))
 needs_photos = pytest.mark.skipif(not FLICKR8K, reason="FLICKR8K_DIR is not set")

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gallery as gallery_module
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,15 +17,20 @@ from conftest import ROOT, run_script
 from PIL import Image
 from safetensors.torch import load_file
 
-import gallery as gallery_module
-from config import PRESETS, UserError
+from config import PRESETS
 from data import files
-from data.files import picture_files, read_image, writable, write_file
-from data.towers import PromptEncoder, encoder_folder, export_onnx, keep_encoder
 from dataset import load_splits, read_square
-from gallery import Index, Towers, heat_map, read_index, search, write_index
 from inference import Gallery
 from models import CLIP
+from search.embedder import Towers
+from search.explain import heat_map
+from search.export import export_onnx
+from search.index import Index, read_index, write_index
+from search.nearest import search
+from search.onnx_text import PromptEncoder, encoder_folder, keep_encoder
+from support.errors import UserError
+from support.files import writable, write_file
+from support.images import picture_files, read_image
 
 PROMPTS = ["people sitting near the beach", "a dog", "zebra " * 90, "雪の中の犬", "playing soccer, in the rain!"]
 

@@ -18,9 +18,9 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from test_checkpoint_v1 import EMBEDDINGS, MODEL, embeddings
 
-from config import UserError
-from data.files import fingerprint, model_stamps
 from models import CLIP, ImageEncoder
+from support.errors import UserError
+from support.files import fingerprint, model_stamps
 
 WEIGHTS, IMAGE, TEXT, TOKENIZER = "model.safetensors", "image_encoder/config.json", "text_encoder/config.json", \
     "text_encoder/tokenizer.json"

@@ -6,21 +6,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cache
 import numpy as np
 import pytest
 from conftest import run_script
 from PIL import Image
 
-import cache
 import dataset
-from cache import embed_images, embed_texts
-from config import UserError
-from data.files import fingerprint
-from data.pictures import draw_matches
 from dataset import image_loader, split_table
-from gallery import EVERYDAY, Match, read_index
-from inference import INDEX_NAME, Gallery
-from models import CLIP, ImageEncoder
+from inference import Gallery, Match
+from models import CLIP, ImageEncoder, embed_images, embed_texts
+from search.embedder import EVERYDAY
+from search.index import INDEX_NAME, read_index
+from support.errors import UserError
+from support.files import fingerprint
+from support.plots import draw_matches
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import torch
 from conftest import run_script
 from PIL import Image
 
-from cache import embed_texts
-from config import InferenceConfig, UserError
-from data.towers import keep_encoder, open_encoder
-from gallery import TEMPLATES
+from config import InferenceConfig
 from inference import Gallery, read_caption_list
-from models import CLIP
+from models import CLIP, embed_texts
+from search.embedder import TEMPLATES
+from search.onnx_text import keep_encoder, open_encoder
+from support.errors import UserError
 
 LABELS = ["beach", "forest", "a snowy street"]
 

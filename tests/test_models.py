@@ -12,19 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig
 
 import models
-from config import PRESETS, UserError, resolve_device, resolve_dtype
-from dataset import pad, tokenize, train_tokenizer
-from models import (
-    CLIP,
-    Dropout,
-    ImageEncoder,
-    ProjectionHead,
-    StreamedClipLoss,
-    TextEncoder,
-    clip_loss,
-    siglip_loss,
-    soft_clip_loss,
-)
+from config import PRESETS
+from dataset import pad, tokenize
+from models import CLIP, Dropout, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
+from support.big_batch import StreamedClipLoss
+from support.errors import UserError
+from support.process import resolve_device, resolve_dtype
+from support.wordpiece import train_tokenizer
 
 CAPTIONS = ["A dog runs through the water .", "Two people sit near the beach .", "Children play soccer ."]
 SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", scratch_layers=1, scratch_width=64, embedding_dim=32,

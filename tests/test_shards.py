@@ -16,21 +16,23 @@ from conftest import ROOT, run_script
 import evaluate
 import inference
 import train
-from cache import file_key
-from config import PRESETS, Config, EvaluateConfig, InferenceConfig, UserError
-from data.shards import ShardPairs, write_shards
-from data.tars import contents, dataset_folder, read_tar, shard_files
+from config import PRESETS, Config, EvaluateConfig, InferenceConfig
+from data.make_shards import write_shards
 from dataset import (
     CaptionDataset,
     image_path,
     inspect_dataset,
     load_splits,
-    read_image,
     start_epoch,
-    train_tokenizer,
     train_transform,
     training_loader,
 )
+from support.errors import UserError
+from support.files import file_key
+from support.images import read_image
+from support.stream import ShardPairs
+from support.tars import contents, dataset_folder, read_tar, shard_files
+from support.wordpiece import train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,16 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import data.pictures
 import pytest
 import torch
 from conftest import ROOT, save_image_tower, save_text_tower
 from safetensors.torch import load_file, save_file
+from support.runs import check_run_dir
 
-import data.pictures
 import evaluate
-from config import PRESETS, UserError
-from data.runs import check_run_dir
+from config import PRESETS
+from support.errors import UserError
 
 FORK = multiprocessing.get_context("forkserver")
 KILLS = 30

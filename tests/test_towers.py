@@ -20,12 +20,13 @@ from conftest import ROOT, run_script
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from config import UserError
-from data.hub import model_card, model_folder
-from data.towers import PromptEncoder, export_model, onnx_difference
 from dataset import read_square
-from gallery import split_gallery
 from models import CLIP
+from search.export import export_model, onnx_difference
+from search.index import split_gallery
+from search.onnx_text import PromptEncoder
+from support.errors import UserError
+from support.hub import model_card, model_folder
 
 PROMPTS = "people sitting near the beach", "a dog running through water", "playing soccer", "a child in the snow"
 
@@ -270,7 +271,7 @@ def test_the_card_of_a_run_holds_its_own_figures(workplace, checkpoint):
 
 
 def test_the_card_changes_no_fingerprint_and_names_no_path(checkpoint):
-    from data.files import fingerprint
+    from support.files import fingerprint
 
     before, readme = fingerprint(checkpoint), (checkpoint / "README.md").read_text()
     (checkpoint / "README.md").write_text("changed by its owner")

@@ -14,16 +14,15 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from PIL import Image
+from support.progress import new_progress
 
 import train
-from cache import embed_split
-from config import PRESETS, Config, UserError
-from data.files import replacing
-from data.progress import new_progress
-from data.runs import recover
+from config import PRESETS, Config
 from dataset import CaptionDataset, load_splits, train_transform, training_loader
-from evaluate import report_of
+from evaluate import embed_split, report_of
 from models import CLIP
+from support.errors import UserError
+from support.files import recover, replacing
 from train import lr_share, moving_weights, parameter_groups, stuck, train_one_epoch, update_average
 
 

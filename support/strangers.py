@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast, logging
 
-from config import Config, UserError, read_json
-from dataset import pad, tokenize
+from support.errors import UserError
+from support.files import read_json
 
 PARTS = ("config.json", "model.safetensors", "image_encoder/config.json", "text_encoder/config.json",
          "text_encoder/tokenizer.json")
@@ -31,14 +31,15 @@ MOST_NUMBERS = 2**28  # in one tensor of a model, or in all its tables, that its
 FLOATS = ("F64", "F32", "F16", "BF16")  # in a safetensors header; all become float32
 
 
-def read_model(directory, build):
+def read_model(directory, load_config, build):
     """Return the model in a directory, on the CPU and in eval mode; raises UserError for whatever is wrong with it.
 
-    build: makes a model of random weights from (directory, config, tokenizer). Reads nothing outside the directory.
+    load_config: reads a config.json. build: makes a model of random weights from (directory, config, tokenizer).
+    Reads nothing outside the directory.
     """
     directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
     with one_line_for(directory):
-        config, weights = Config.load(directory / "config.json"), directory / "model.safetensors"
+        config, weights = load_config(directory / "config.json"), directory / "model.safetensors"
         check_files(directory)
         # not AutoTokenizer, which takes any class of the library that tokenizer_config.json names
         tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "text_encoder")
@@ -141,13 +142,18 @@ def check_answers(model, weights):
     for name, tensor in model.state_dict().items():
         if not tensor.sum().isfinite():  # a sum takes a tenth of the time that looking at each number does
             raise UserError(f"{weights} is no model: {name} holds numbers that are not finite")
-    tower, size = model.text_encoder, model.config.image_size
-    prompts = tokenize(tower.tokenizer, ["a dog", "\N{DOG FACE} \u72ac zzyzx"], tower.max_tokens)
-    # and one of the highest token, as long as can be: all others have their places in the tables too
-    prompts.append([max(*tower.tokenizer.get_vocab().values(), tower.pad_id)] * tower.max_tokens)
+    tower = model.text_encoder
+    input_ids, mask = tower.tokens_of(["a dog", "\N{DOG FACE} \u72ac zzyzx"])
+    # and the highest token, as often as can be: all others have their places in the tables too
+    highest = max(*tower.tokenizer.get_vocab().values(), tower.pad_id)
+    longest = torch.full((1, tower.max_tokens), highest)
+    blank = torch.zeros(1, 3, model.config.image_size, model.config.image_size, dtype=torch.uint8)
     with torch.no_grad():  # inference_mode would mark tables that some towers keep from their first pass
-        answers = [model.encode_text(*pad(prompts, tower.pad_id)),
-                   model.encode_image(torch.zeros(1, 3, size, size, dtype=torch.uint8))]
+        answers = [
+            model.encode_text(input_ids, mask),
+            model.encode_text(longest, torch.ones_like(longest)),
+            model.encode_image(blank),
+        ]
     if not all(answer.isfinite().all() for answer in answers):
         raise UserError(f"{weights} is no model: what it makes of a picture or a prompt is not finite")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from config import UserError
+from support.errors import UserError
 
 MOST_SHARDS = 100_000  # that a pattern may name
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -45,7 +45,7 @@ def exists(path):
     return os.path.isfile(path) or tar_of(path) is not None  # a name too long for the system is no error
 
 
-def split_of(name):
+def split_of_shard(name):
     """Return the split that a photo `SHARD/MEMBER` belongs to: the shard's name says dev or test, else it is train."""
     return next((split for split in ("dev", "test") if name.startswith(f"{split}-")), "train")
 
@@ -71,7 +71,7 @@ def shard_files(data_dir, beside=("dev", "test")):
     if missing := [path for path in train if not path.is_file()]:
         count = f"{len(missing):,} of {len(train):,}" + " or more" * (len(train) > MOST_SHARDS)
         raise UserError(f"there is no shard {missing[0]} (missing: {count}): mend the range in {data_dir}, or make "
-                        f"shards with python data/shards.py FOLDER {folder}")
+                        f"shards with python data/make_shards.py FOLDER {folder}")
     others = [path for split in beside for path in sorted(folder.glob(f"{split}-*.tar"))]
     return list(dict.fromkeys([*train, *others]))
 
@@ -156,11 +156,16 @@ def shard_captions(data_dir):
 
 
 def shard_faults(data_dir):
-    """Return what is wrong with shards, under the keys of `dataset.inspect_dataset`."""
-    tars = {tar: table_of_contents(tar) for tar in shard_files(data_dir)}
-    return {
-        "missing": [f"{tar.name}/{key}" for tar, found in tars.items() for key in found.captions.keys() - found.photos],
-        "without captions": [f"{tar.name}/{name}" for tar, found in tars.items()
-                             for key, name in found.photos.items() if not found.captions.get(key)],
-        "unreadable": {tar.name: found.fault for tar, found in tars.items() if found.fault},
-    }
+    """Return what is wrong with shards: names without a photo, names without captions, {tar: why it is cut off}."""
+    missing = []
+    without_captions = []
+    cut_off = {}
+    for tar in shard_files(data_dir):
+        found = table_of_contents(tar)
+        missing += [f"{tar.name}/{key}" for key in found.captions.keys() - found.photos]
+        for key, name in found.photos.items():
+            if not found.captions.get(key):
+                without_captions.append(f"{tar.name}/{name}")
+        if found.fault:
+            cut_off[tar.name] = found.fault
+    return missing, without_captions, cut_off

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from data.files import read_image
+from support.images import read_image
 
 MOST_DRAWN, LABELS_DRAWN = 50, 20  # pictures, and labels, in one image of a result
 

@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from config import UserError
-from data.files import write_file
+from support.errors import UserError
+from support.files import write_file
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"
 

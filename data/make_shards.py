@@ -1,0 +1,93 @@
+"""Write a dataset folder as shards: tars of some thousand photos each, for more data than one folder holds.
+
+    pip install -e ".[scale]"
+    python data/make_shards.py data/flickr8k shards --photos 1000  # a dataset folder -> shards/train-00000.tar, …
+    python train.py --data-dir "shards/train-{00000..00005}.tar"   # the quotes keep the shell from expanding it
+
+What is in a shard is told in support/tars.py; training reads them from front to end by support/stream.py.
+"""
+
+import math
+import random
+import sys
+import tarfile
+import tempfile
+from io import BytesIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from dataset import image_path, inspect_dataset, load_splits
+from support.errors import UserError, one_line_errors
+from support.tars import PICTURES, is_sharded
+
+
+def write_shards(
+    data_dir: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    photos: int = 1000,
+    seed: int = 0,
+    split_seed: int = 0,
+) -> None:
+    """Write a dataset folder (data/README.md) as shards: train-00000.tar, …, dev-00000.tar, …, test-00000.tar, …
+
+    Args:
+        data_dir: the dataset folder to read; it is left as it is.
+        out: the folder to make; it must not exist yet, and appears when everything is in it.
+        photos: how many a shard holds at most; 100 MB to 1 GB a shard read well.
+        seed: shuffles the train photos, so that each shard is a fair sample of them.
+        split_seed: draws dev and test where the folder has no split lists, as in training.
+    """
+    if is_sharded(data_dir):
+        raise UserError(f"{data_dir} is sharded already: name a dataset folder")
+    if photos < 1:
+        raise UserError(f"--photos {photos} cannot be: it must be at least 1")
+    if out.exists():
+        raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
+    splits, faults = load_splits(data_dir, split_seed), inspect_dataset(data_dir, split_seed)
+    bad = dict.fromkeys(faults["missing"], "missing") | faults["unreadable"]
+    for name, reason in bad.items():
+        print(f"left out: {name} ({reason})")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        folder, made = Path(scratch) / "shards", {}
+        folder.mkdir()
+        for split, table in splits.items():
+            captions = table[~table["image"].isin(bad)].groupby("image", sort=False)["caption"].apply(list)
+            names = list(captions.index)
+            if split == "train":
+                random.Random(seed).shuffle(names)
+            parts = np.array_split(np.arange(len(names)), math.ceil(len(names) / photos)) if names else []
+            made[split] = len(parts)
+            numbered = tqdm(enumerate(parts), f"writing {split} shards", len(parts), leave=False, disable=None)
+            for number, part in numbered:
+                samples = ((f"{place:06}", image_path(data_dir, names[place]), captions[names[place]])
+                           for place in part)
+                write_tar(folder / f"{split}-{number:05}.tar", samples)
+        folder.rename(out)  # in one step, so an interrupted run leaves no half of the shards
+    print(f"{out} is ready: " + ", ".join(f"{count:,} shards of {split}" for split, count in made.items()))
+    if made.get("train"):
+        pattern = f"train-{{00000..{made['train'] - 1:05}}}.tar" if made["train"] > 1 else "train-00000.tar"
+        print(f'next: python train.py --data-dir "{out / pattern}"')
+
+
+def write_tar(path, samples):
+    """Write (key, photo file, captions) samples as a tar; the same samples give the same bytes."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, photo, captions in samples:
+            suffix = photo.suffix.lower().removeprefix(".")
+            suffix = suffix if suffix in PICTURES else "jpg"  # a label: whoever decodes it looks at the bytes
+            text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
+            for name, content in ((f"{key}.{suffix}", photo.read_bytes()), (f"{key}.txt", text.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, BytesIO(content))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        tyro.cli(write_shards)
