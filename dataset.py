@@ -13,7 +13,7 @@ import os
 import random
 from collections import defaultdict
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import NamedTuple
 
 # Before the imports, or albumentations asks its server for news, and tokenizers warns about each worker process.
@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from support.captions import csv_rows, read_text, token_rows
+from support.captions import caption_rows, read_text
 from support.data_report import (
     open_photos,
     refuse_if_mostly_unusable,
@@ -40,7 +40,7 @@ from support.images import read_image
 from support.interruptions import leave_quietly
 from support.process import from_first_process, is_first_process, process_count, process_number
 from support.stream import ShardStream
-from support.tars import exists, is_sharded, shard_captions, shard_faults, split_of_shard, tar_of
+from support.tars import exists, is_sharded, shard_faults, split_of_shard, tar_of
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
@@ -50,7 +50,6 @@ SPLIT_FILES = {
     "dev": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-MADE_BY = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "python data/sample_scenes.py"}
 
 # ---------------------------------------------------------------- captions
 
@@ -59,42 +58,10 @@ def read_captions(data_dir):
     """Read the captions of a dataset folder into a table with the columns image and caption, in file order.
 
     Reads Kaggle's `captions.txt` (CSV with the header `image,caption`) or else the original `Flickr8k.token.txt`
-    (`name#0<TAB>caption`), both UTF-8. Every caption is text: "None" and "NA" too, and commas need no quotes.
-    Raises UserError with file and line for a row that cannot be used; rows with an empty caption are left out.
+    (`name#0<TAB>caption`), both UTF-8. Raises UserError with file and line for a row that cannot be used.
     Here and below, `data_dir` may also be a pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md).
     """
-    data_dir = Path(data_dir)
-    if is_sharded(data_dir):
-        return pd.DataFrame(shard_captions(data_dir), columns=["image", "caption"])
-
-    path, rows_of = captions_file(data_dir)
-    rows = []
-    for line, image, caption in rows_of(read_text(path), path):
-        if not is_inside_folder(image):
-            raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
-        if caption.strip():
-            rows.append((image, caption.strip()))
-    if not rows:
-        raise UserError(f"{path} holds no captions")
-    return pd.DataFrame(rows, columns=["image", "caption"])
-
-
-def captions_file(data_dir):
-    """Return the captions file of a dataset folder and the function that reads its lines."""
-    if not data_dir.is_dir():
-        maker = MADE_BY.get(data_dir.as_posix())
-        hint = f"type {maker}" if maker else "see data/README.md"
-        raise UserError(f"there is no dataset folder {data_dir}: {hint}, or name another with --data-dir DIR")
-    for name, rows_of in (("captions.txt", csv_rows), ("Flickr8k.token.txt", token_rows)):
-        if (data_dir / name).is_file():
-            return data_dir / name, rows_of
-    raise UserError(f"{data_dir} has no captions.txt (CSV, header image,caption) and no Flickr8k.token.txt")
-
-
-def is_inside_folder(name):
-    """Return whether a name from a captions file leads to a file inside Images/, and nowhere else."""
-    path = PurePath(name)
-    return bool(name) and not path.anchor and ".." not in path.parts and "\0" not in name
+    return pd.DataFrame(caption_rows(data_dir), columns=["image", "caption"])
 
 
 def image_path(data_dir, name):
@@ -241,8 +208,8 @@ def train_transform(size, crop_scale=1.0, flip=False):
     return transform
 
 
-class Photos:
-    """The photos of a captions table, in the order in which they first appear; photos[row] is (S, S, 3) uint8.
+class Photos(Dataset):
+    """Pictures by their row: (row, (S, S, 3) uint8 pixels, None), or (row, None, OSError) for a file that is damaged.
 
     paths: where they lie. decoded: a `support.kept.DecodedPhotos`, which has their pixels already.
     """
@@ -256,9 +223,16 @@ class Photos:
         return len(self.paths)
 
     def __getitem__(self, row):
+        try:
+            return row, self.pixels(row), None
+        except OSError as error:
+            return row, None, error
+
+    def pixels(self, row, content=None):
+        """Return a picture as (S, S, 3) uint8; `content` is the bytes of its file, where they are known."""
         if self.decoded is not None:
             return self.decoded[row]
-        return read_square(self.paths[row], self.size)
+        return read_square(self.paths[row], self.size, content)
 
 
 def paths_of(table, data_dir):
@@ -367,21 +341,15 @@ class CaptionDataset(Dataset):
 
         if self.known.image_features is not None:
             image = self.known.image_features[photo]
-        elif content is not None:
-            image = self.cropped(read_square(self.photos.paths[photo], self.photos.size, content), crop_draw)
         else:
-            image = self.cropped(self.photos[photo], crop_draw)
+            self.transform.py_random.seed(int(crop_draw))
+            image = self.transform(image=self.photos.pixels(photo, content))["image"]
 
         if self.known.text_features is not None:
             text = self.known.text_features[caption]
         else:
             text = self.token_ids[caption]
         return Item(photo, image, text)
-
-    def cropped(self, pixels, draw):
-        """Return a photo as the number `draw` has it cropped and mirrored: (S, S, 3) uint8."""
-        self.transform.py_random.seed(int(draw))
-        return self.transform(image=pixels)["image"]
 
     def collate(self, items):
         """Stack items into a `Batch`."""
@@ -455,22 +423,6 @@ def start_epoch(loader, epoch):
 # ---------------------------------------------------------------- pictures for evaluation and search
 
 
-class PictureDataset(Dataset):
-    """Pictures to embed: (row, pixels, None), or (row, None, OSError) for one that cannot be read."""
-
-    def __init__(self, photos):
-        self.photos = photos
-
-    def __len__(self):
-        return len(self.photos)
-
-    def __getitem__(self, row):
-        try:
-            return row, self.photos[row], None
-        except OSError as error:
-            return row, None, error
-
-
 def collate_pictures(items):
     """Return pixels (B, 3, S, S) uint8 of the readable pictures, their rows, and {row: OSError} of the others."""
     squares = []
@@ -488,7 +440,7 @@ def collate_pictures(items):
 
 def image_loader(paths, size, batch_size, workers=0, decoded=None):
     """Return a loader over picture files, or this process's part of them."""
-    pictures = PictureDataset(Photos(paths, size, decoded))
+    pictures = Photos(paths, size, decoded)
     mine = range(process_number(), len(pictures), process_count())
     return DataLoader(
         pictures,

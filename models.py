@@ -17,9 +17,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from config import Config
@@ -27,10 +25,10 @@ from dataset import pad, tokenize
 from support.big_batch import gather_embeddings, streamed_clip_loss
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
-from support.files import write_json
 from support.hub import loading, model_folder, upload
-from support.process import choose_dtype, from_all_processes, is_first_process, process_count, process_number
-from support.strangers import check_image_weights, one_model, read_model, timm_model_args
+from support.model_directory import read_model, write_model
+from support.process import choose_dtype, from_all_processes, process_count, process_number, progress_bar
+from support.strangers import check_image_weights, one_model, timm_model_args
 from support.wordpiece import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -137,21 +135,6 @@ class ImageEncoder(nn.Module):
         groups = timm.models.group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
         return [groups[number] for number in sorted(groups)]
 
-    def save_config(self, directory):
-        """Write `config.json` in timm's own form, from which `local-dir:` rebuilds the architecture."""
-        known = self.backbone.pretrained_cfg
-        elsewhere = ("architecture", "url", "hf_hub_id", "file", "source")  # where the weights came from
-        trained_with = {key: value for key, value in known.items() if key not in elsewhere}
-        write_json(
-            directory / "config.json",
-            {
-                "architecture": known["architecture"],
-                "num_features": self.backbone.num_features,
-                "model_args": self.model_args,
-                "pretrained_cfg": trained_with,
-            },
-        )
-
 
 class TextEncoder(nn.Module):
     """Any AutoModel and its tokenizer: (B, T) token ids -> (B, F) features.
@@ -218,11 +201,6 @@ class TextEncoder(nn.Module):
             return hidden[:, 0]
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, T, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-
-    def save_config(self, directory):
-        """Write the architecture and the tokenizer, as `AutoModel` and `AutoTokenizer` read them."""
-        self.backbone.config.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
 
 
 class ProjectionHead(nn.Module):
@@ -401,14 +379,7 @@ class CLIP(nn.Module):
 
     def save_pretrained(self, directory):
         """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
-        directory = Path(directory)
-        (directory / "image_encoder").mkdir(parents=True, exist_ok=True)
-        (directory / "text_encoder").mkdir(exist_ok=True)
-        self.config.save(directory / "config.json")
-        self.image_encoder.save_config(directory / "image_encoder")
-        self.text_encoder.save_config(directory / "text_encoder")
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        write_model(self, directory)
 
     def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):
         """Upload the model directory to the Hugging Face hub; returns the address of the commit.
@@ -437,16 +408,17 @@ def embed_images(model, loader, encode=None, progress=None):
     {row: OSError}. Several processes share the work, and all get all of it. `progress` names a progress bar.
     """
     encode = encode or model.encode_image
+    nothing = torch.empty(0, model.config.embedding_dim)
     embeddings = []
     rows = []
     faults = {}
-    for pixels, readable, unreadable in bar(loader, progress):
+    for pixels, readable, unreadable in progress_bar(loader, progress):
         if pixels is not None:
             with model.autocast():
                 embeddings.append(encode(pixels.to(model.device)).cpu())
         rows += readable
         faults |= unreadable
-    embeddings = stacked(embeddings, model)
+    embeddings = torch.cat(embeddings) if embeddings else nothing
     if process_count() > 1:
         embeddings, rows = from_all_processes(embeddings, rows, len(loader.dataset), model.device)
         for row in set(range(len(loader.dataset))) - set(rows):
@@ -468,24 +440,14 @@ def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
     by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     starts = range(0, len(by_length), batch_size)
     batches = [by_length[start : start + batch_size] for start in starts]
+    nothing = torch.empty(0, model.config.embedding_dim)
     embeddings = []
     rows = []
-    for batch in bar(batches[process_number() :: process_count()], progress):
+    for batch in progress_bar(batches[process_number() :: process_count()], progress):
         input_ids, attention_mask = pad([token_ids[row] for row in batch], tower.pad_id)
         with model.autocast():
             embeddings.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())
         rows += batch
-    embeddings = stacked(embeddings, model)
+    embeddings = torch.cat(embeddings) if embeddings else nothing
     embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)
     return embeddings
-
-
-def stacked(embeddings, model):
-    """Return parts of (n, D) embeddings as one tensor, which is empty where there are none."""
-    return torch.cat(embeddings) if embeddings else torch.empty(0, model.config.embedding_dim)
-
-
-def bar(batches, title):
-    """Return batches with a progress bar, where it has a title and this is the process that prints."""
-    hidden = None if title and is_first_process() else True
-    return tqdm(batches, title, leave=False, disable=hidden)

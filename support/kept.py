@@ -76,7 +76,7 @@ def decode_into(path, photos, name):
     try:
         # Threads are enough: decoders let go of the interpreter lock.
         with temporary.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            squares = pool.map(photos.__getitem__, range(len(photos)))
+            squares = pool.map(photos.pixels, range(len(photos)))
             title = f"decoding photos, once: {name}"
             for pixels in tqdm(squares, title, len(photos), leave=False, disable=None):
                 file.write(pixels.tobytes())

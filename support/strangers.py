@@ -16,9 +16,8 @@ import timm
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedTokenizerFast, logging
+from transformers import logging
 
 from support.errors import UserError
 from support.files import read_json
@@ -29,26 +28,6 @@ MOST_TOKENIZER = 100_000_000  # bytes of a tokenizer.json
 MOST_WHOLE = 2**22  # that a setting of a tower may be: no width, depth or vocabulary is larger
 MOST_NUMBERS = 2**28  # in one tensor of a model, or in all its tables, that its weights file does not hold: 1 GB
 FLOATS = ("F64", "F32", "F16", "BF16")  # in a safetensors header; all become float32
-
-
-def read_model(directory, load_config, build):
-    """Return the model in a directory, on the CPU and in eval mode; raises UserError for whatever is wrong with it.
-
-    load_config: reads a config.json. build: makes a model of random weights from (directory, config, tokenizer).
-    Reads nothing outside the directory.
-    """
-    directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
-    with one_line_for(directory):
-        config, weights = load_config(directory / "config.json"), directory / "model.safetensors"
-        check_files(directory)
-        # not AutoTokenizer, which takes any class of the library that tokenizer_config.json names
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "text_encoder")
-        check_sizes(weights, lambda: build(directory, config, tokenizer))
-        with Building(weights):
-            model = build(directory, config, tokenizer)
-        model.load_state_dict(load_file(weights))
-        check_answers(model.eval(), weights)
-        return model
 
 
 @contextlib.contextmanager

@@ -1,0 +1,62 @@
+"""A model directory: all that a model is, as JSON and safetensors; nothing in it is code, and nothing is missing.
+
+    config.json          the settings of the run
+    model.safetensors    the weights of both towers and heads, and the logit scale
+    image_encoder/       config.json, in timm's own form, from which `local-dir:` rebuilds the architecture
+    text_encoder/        config.json and the tokenizer, as `AutoModel` and `AutoTokenizer` read them
+"""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from support.files import write_json
+from support.strangers import Building, check_answers, check_files, check_sizes, one_line_for
+
+ELSEWHERE = ("architecture", "url", "hf_hub_id", "file", "source")  # where timm's weights came from, not what they are
+
+
+def write_model(model, directory):
+    """Write a `models.CLIP` into a directory, which is made where it is not there."""
+    directory = Path(directory)
+    image_folder = directory / "image_encoder"
+    text_folder = directory / "text_encoder"
+    image_folder.mkdir(parents=True, exist_ok=True)
+    text_folder.mkdir(exist_ok=True)
+    model.config.save(directory / "config.json")
+
+    image_tower = model.image_encoder
+    known = image_tower.backbone.pretrained_cfg
+    about = {
+        "architecture": known["architecture"],
+        "num_features": image_tower.backbone.num_features,
+        "model_args": image_tower.model_args,
+        "pretrained_cfg": {key: value for key, value in known.items() if key not in ELSEWHERE},
+    }
+    write_json(image_folder / "config.json", about)
+    model.text_encoder.backbone.config.save_pretrained(text_folder)
+    model.text_encoder.tokenizer.save_pretrained(text_folder)
+
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def read_model(directory, load_config, build):
+    """Return the model in a directory, on the CPU and in eval mode; raises UserError for whatever is wrong with it.
+
+    load_config: reads a config.json. build: makes a model of random weights from (directory, config, tokenizer).
+    Reads nothing outside the directory.
+    """
+    directory = Path(directory).resolve()  # a relative name such as "best" could be taken for one on the hub
+    with one_line_for(directory):
+        config, weights = load_config(directory / "config.json"), directory / "model.safetensors"
+        check_files(directory)
+        # not AutoTokenizer, which takes any class of the library that tokenizer_config.json names
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory / "text_encoder")
+        check_sizes(weights, lambda: build(directory, config, tokenizer))
+        with Building(weights):
+            model = build(directory, config, tokenizer)
+        model.load_state_dict(load_file(weights))
+        check_answers(model.eval(), weights)
+        return model
