@@ -35,7 +35,6 @@ import numpy as np
 from PIL import Image
 
 from inference import Gallery
-from search.onnx_text import keep_encoder
 from support.find_run import checkpoint_dir
 from support.images import IMAGE_SUFFIXES, read_image
 
@@ -104,7 +103,7 @@ class Page:
     def about(self):
         skipped = f", {len(self.gallery.skipped)} more cannot be read" if self.gallery.skipped else ""
         count = f"{len(self.gallery.files):,} pictures of {self.gallery.name}"
-        return f"{self.gallery.towers.checkpoint} on {count}{skipped}"
+        return f"{self.gallery.embedder.checkpoint} on {count}{skipped}"
 
     def picture(self, row: int):
         """Return picture number `row` of the gallery, reduced; a grey one where its file is gone or damaged by now."""
@@ -125,8 +124,8 @@ class Page:
         prompts, minus = ([words] if words else [] for words in map(whole, (prompt or "", minus or "")))
         if not prompts and not example:
             return says("Describe a picture in a few words, or upload one to find others like it."), "", "", None
-        with contextlib.nullcontext() if self.gallery.towers.encoder and not example else self.torch:
-            remarks = [remark for words in prompts + minus for remark in self.gallery.towers.remarks(words)]
+        with contextlib.nullcontext() if self.gallery.embedder.has_text_tower_ready and not example else self.torch:
+            remarks = [remark for words in prompts + minus for remark in self.gallery.embedder.remarks(words)]
             try:
                 found = self.gallery.search(prompts, int(count), example, minus)
             except UserError as error:
@@ -163,7 +162,7 @@ class Page:
         (prompts, example, minus), file = asked, self.gallery.files[row]
         try:
             with self.torch:
-                overlay = self.gallery.towers.explain(file, prompts, example, minus)
+                overlay = self.gallery.explain(file, prompts, example, minus)
             source, words = data_url(jpeg(overlay)), "Red marks what answers, in "
         except (UserError, OSError) as error:
             reason = error if isinstance(error, UserError) else "the file is gone or damaged by now"
@@ -308,12 +307,10 @@ def open_gallery(flags, checkpoint, tell):
                       InferenceConfig.workers, progress=tell)
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    towers = gallery.towers
-    towers.loading = (1, 0)  # from here on it embeds single pictures: no processes for them
-    if not towers.encoder and flags.device != "cuda":
+    gallery.embedder.workers = 0  # from here on it embeds single pictures: no processes for them
+    if not gallery.embedder.has_text_tower_ready and flags.device != "cuda":
         tell("making the text tower ready")
-        keep_encoder(towers.model, towers.hash)
-        del towers.encoder  # to look for it anew
+        gallery.embedder.keep_text_tower()
     return gallery
 
 

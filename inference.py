@@ -33,11 +33,10 @@ from pathlib import Path
 
 import numpy as np
 
-from search.embedder import Towers
+from search.embedder import Embedder
 from search.export import export_model
 from search.index import INDEX_NAME, SPLIT_INDEX_NAME, Index, index_of, read_index, split_gallery, write_index
 from search.nearest import folded, search
-from search.onnx_text import keep_encoder
 from support.files import model_stamps, stamp, writable, write_file
 from support.find_run import checkpoint_dir
 from support.images import IMAGE_SUFFIXES, picture_files
@@ -70,7 +69,7 @@ class Gallery:
     progress: show a progress bar on standard error while pictures are embedded; a function is also told how far it is.
     leave_out: the absolute path of a file that is not to be searched, such as the picture of the last result.
 
-    Afterwards: `towers`, those of the checkpoint, `files` (N paths), `embeddings` (N, D) float16 of unit length,
+    Afterwards: `embedder`, the towers of the checkpoint, `files` (N paths), `embeddings` (N, D) float16 of unit length,
     `skipped` {file: reason} for files that cannot be read, `embedded`, how many were embedded this time (0 when the
     index knew them all), `index_path`, where that is kept, and `unsaved`, why it could not be. Raises UserError where
     folder or checkpoint cannot be used; an empty folder is an empty gallery.
@@ -78,7 +77,7 @@ class Gallery:
 
     def __init__(self, folder=None, checkpoint=None, split=None, device="auto", batch_size=64, workers=0, progress=True,
                  leave_out=None):
-        self.towers = towers = Towers(checkpoint, device, batch_size, workers)
+        self.embedder = towers = Embedder(checkpoint, device, batch_size, workers)
         data_dir, width = towers.config.data_dir, towers.config.embedding_dim
         if folder is None:
             self.root = dataset_folder(data_dir)
@@ -100,11 +99,10 @@ class Gallery:
             files = from_first_process(files)
 
         known, model_files = read_index(there), model_stamps(towers.checkpoint)
-        if known.model_files == model_files:
-            towers.hash = known.model  # or else they are read
-        if known.model != towers.hash or known.embeddings.shape[1] != width:  # another model's
+        towers.recall_fingerprint(known.model_files, known.model)
+        if known.model != towers.fingerprint or known.embeddings.shape[1] != width:  # another model's
             known = Index(embeddings=np.empty((0, width), np.float16))
-        about = Index(towers.hash, model_files, sources=sources, splits=splits)
+        about = Index(towers.fingerprint, model_files, sources=sources, splits=splits)
         index, self.embedded = self.updated(about, known, files, progress)
         same = (index.files, known.usual is None) == (known.files, False)
         index.usual = self.usual = known.usual if same else self.usual_score(index.embeddings)
@@ -137,7 +135,7 @@ class Gallery:
             if callable(progress):
                 progress(title)
             paths = [self.root / name for name in part]
-            embeddings, new_looks, faults = self.towers.embed_files(paths, title if progress else None)
+            embeddings, new_looks, faults = self.embedder.embed_files(paths, title if progress else None)
             readable = [name for place, name in enumerate(part) if place not in faults]
             found |= {name: row for row, name in enumerate(readable, start=len(rows))}
             rows, looks = np.concatenate([rows, embeddings]), np.concatenate([looks, new_looks])
@@ -164,8 +162,15 @@ class Gallery:
         keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
-        matches = self.rank(self.towers.wanted(query, image, minus), top_k, fold)
+        matches = self.rank(self.embedder.query_embedding(query, image, minus), top_k, fold)
         return [match for match in matches if threshold is None or match.score >= threshold]
+
+    def explain(self, file, query=(), image=None, minus=()):
+        """Return a picture (H, W, 3) uint8 in which red marks what answers the question; arguments as for `search`.
+
+        Raises UserError where the image tower can explain nothing, and OSError where the picture cannot be read.
+        """
+        return self.embedder.explain(file, self.embedder.query_embedding(query, image, minus))
 
     def rank(self, embedding, top_k, fold=True):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
@@ -183,10 +188,10 @@ class Gallery:
         labels: bare nouns, for they are put into `gallery.TEMPLATES`. The softmax over the labels of the scores, at the
         scale that training has learned (Radford et al. 2021, 3.1.2); --loss siglip has learned none for a softmax.
         """
-        classes = class_embeddings(self.towers.embed_prompts, labels)  # (K, D)
+        classes = class_embeddings(self.embedder.embed_prompts, labels)  # (K, D)
         parts = [np.empty((0, len(labels)), np.float32)]
         for start in range(0, len(self.embeddings), 8192):  # what is mapped from disk is never in memory as a whole
-            logits = self.towers.logit_scale * self.embeddings[start : start + 8192].astype(np.float32) @ classes.T
+            logits = self.embedder.logit_scale * self.embeddings[start : start + 8192].astype(np.float32) @ classes.T
             chances = np.exp(logits - logits.max(axis=1, keepdims=True))
             parts.append(chances / chances.sum(axis=1, keepdims=True))
         return np.concatenate(parts)
@@ -198,7 +203,7 @@ class Gallery:
         """
         if not len(embeddings):
             return None
-        best, _ = search(embeddings, self.towers.everyday, 1)
+        best, _ = search(embeddings, self.embedder.everyday_embeddings, 1)
         return float(np.sort(best[:, 0])[2])
 
     def nothing_fits(self, matches):
@@ -253,9 +258,9 @@ def main(flags):
         raise UserError(f"--image {flags.image} is not a file")
     checkpoint = checkpoint_dir(flags.checkpoint)
     if flags.export:
-        return export(Towers(checkpoint, "cpu"), flags, say)
+        return export(Embedder(checkpoint, "cpu"), flags, say)
     if flags.captions:
-        return find_captions(Towers(checkpoint, flags.device), flags, say)
+        return find_captions(Embedder(checkpoint, flags.device), flags, say)
     suffixes = OUTPUT_SUFFIXES | ({".csv"} if flags.labels else set())
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
@@ -272,19 +277,21 @@ def main(flags):
     if gallery.unsaved:
         say(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
     (sort_into_labels if flags.labels else find_pictures)(gallery, flags, say)
-    towers = gallery.towers
-    if not (flags.query or flags.labels) or towers.encoder or "model" not in vars(towers) or not is_first_process():
+    towers = gallery.embedder
+    asked_in_words = flags.query or flags.labels
+    if not asked_in_words or towers.has_text_tower_ready or not towers.model_is_loaded or not is_first_process():
         return
-    if reason := keep_encoder(towers.model, towers.hash):
+    reason = towers.keep_text_tower()
+    if reason:
         say(f"each prompt takes some seconds, for this text tower cannot be kept ready for them: {reason}")
 
 
 def find_pictures(gallery, flags, say):
     """Rank the gallery against prompts or an example picture."""
     prompts, like = [*flags.query, *flags.plus], f"pictures like {flags.image.name}" if flags.image else None
-    for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.towers.remarks(prompt)}:
+    for remark in {remark: None for prompt in (*prompts, *flags.minus) for remark in gallery.embedder.remarks(prompt)}:
         say(remark)
-    wanted = gallery.towers.wanted(prompts, flags.image, flags.minus)
+    wanted = gallery.embedder.query_embedding(prompts, flags.image, flags.minus)
     if not is_first_process():  # of several processes that shared the work, the first shows the result
         return
     found = gallery.rank(wanted, flags.top_k, flags.fold)
@@ -301,7 +308,7 @@ def find_pictures(gallery, flags, say):
         asked = title if prompts or flags.minus else str(flags.image)
         print(json.dumps({"query": asked, "matches": rows}), flush=True)
     if matches:
-        explain = functools.partial(gallery.towers.explain, wanted=wanted) if flags.explain else None
+        explain = functools.partial(gallery.embedder.explain, query_embedding=wanted) if flags.explain else None
         write_output(flags, say, lambda path: draw_matches(matches, title, path, explain))
         if flags.picture and len(matches) > MOST_DRAWN:
             say(f"it shows the first {MOST_DRAWN}")
@@ -310,7 +317,7 @@ def find_pictures(gallery, flags, say):
 def sort_into_labels(gallery, flags, say):
     """Give each picture of the gallery the label that fits it best."""
     labels = flags.label_names()
-    for remark in (f"{label}: {remark}" for label in labels for remark in gallery.towers.remarks(label)):
+    for remark in (f"{label}: {remark}" for label in labels for remark in gallery.embedder.remarks(label)):
         say(remark)
     probabilities = gallery.label_probabilities(labels)  # (N, K)
     if not is_first_process():

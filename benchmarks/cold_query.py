@@ -71,7 +71,7 @@ def ancestors_answer(flags):
         images = torch.cat([model.image_head(model.image_encoder.backbone(pixels))
                             for pixels in DataLoader(AncestorFiles(files, model.config.image_size), 32)])
         prompt = pad(tokenize(tower.tokenizer, ["people near the beach"], 200), tower.pad_id)
-        texts = model.text_head(tower.pooled(*prompt))
+        texts = model.text_head(tower(*prompt))
         scores = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
     for row in scores[0].topk(9).indices.tolist():
         print(files[row])

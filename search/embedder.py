@@ -1,8 +1,9 @@
-"""The two towers of a checkpoint, each loaded when it is first needed: most prompts need not wait for torch."""
+"""What makes embeddings of pictures and prompts: the two towers of a checkpoint, each loaded when first needed."""
 
 import copy
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -10,42 +11,148 @@ from safetensors import safe_open
 
 from config import Config
 from search.explain import heat_map
-from search.nearest import LOOK, look_of
-from search.onnx_text import open_encoder, remarks
+from search.kept_text_tower import keep_text_tower, open_text_tower
+from search.nearest import LOOK_WIDTH, look_of
+from search.onnx_text import remarks_on
 from support.errors import UserError
-from support.files import fingerprint
+from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
 from support.images import read_image
 from support.process import process_count, start_process
 from support.prompts import EVERYDAY
 
 
-class Towers:
-    """The two towers of a checkpoint, each loaded when it is first needed: a prompt need not wait for torch.
+class EmbeddedFiles(NamedTuple):
+    """What became of n picture files, r of which can be read."""
+
+    embeddings: np.ndarray  # (r, D) float16, of those that can be read, in their order
+    looks: np.ndarray  # (r, 192) float16, by which near-duplicates are told (search/nearest.py)
+    faults: dict  # {place among the n files: OSError} of the others
+
+
+class Embedder:
+    """The two towers of a checkpoint, each loaded when it is first needed: most prompts need not wait for torch.
 
     checkpoint: a model directory; None takes best/ of the newest run. Raises UserError where it cannot be used.
+    device: auto, cpu or cuda. batch_size, workers: of the loader of pictures; both may be changed at any time.
     """
 
     def __init__(self, checkpoint=None, device="auto", batch_size=64, workers=0):
-        self.checkpoint, self.device = checkpoint_dir(checkpoint and Path(checkpoint)), device
-        self.config, self.loading = Config.load(self.checkpoint / "config.json"), (batch_size, workers)
+        self.checkpoint = checkpoint_dir(Path(checkpoint) if checkpoint else None)
+        self.config = Config.load(self.checkpoint / "config.json")
+        self.device = device
+        self.batch_size = batch_size
+        self.workers = workers
+
+        self.loaded_model = None  # a models.CLIP, once it was needed
+        self.kept_text_tower = None  # a search.onnx_text.PromptEncoder, where one is kept of this model
+        self.looked_for_text_tower = False
+        self.known_fingerprint = None
+
+    # ------------------------------------------------------------ prompts and pictures -> embeddings
+
+    def query_embedding(self, query=(), image=None, minus=()):
+        """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `Gallery.search`."""
+        prompts = [query] if isinstance(query, str) else list(query)
+        minus = [minus] if isinstance(minus, str) else list(minus)
+        if not prompts and image is None:
+            raise UserError("say what to look for: a prompt, or an example picture")
+
+        parts = []
+        if prompts:
+            parts.append(self.embed_prompts(prompts))  # (Q, D)
+        if image is not None:
+            example = self.embed_files([image])
+            if example.faults:
+                raise UserError(f"the example picture cannot be read: {example.faults[0]}")
+            parts.append(example.embeddings.astype(np.float32))  # (1, D)
+        embedding = np.concatenate(parts).mean(axis=0)  # (D,)
+        if minus:  # by half: all texts are a little alike, and that much is not meant
+            embedding = embedding - self.embed_prompts(minus).mean(axis=0) / 2
+        return embedding / np.linalg.norm(embedding)
+
+    def embed_prompts(self, prompts):
+        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
+        if self.has_text_tower_ready:
+            return self.kept_text_tower.embed(prompts)
+        import torch
+
+        embeddings = []
+        with torch.inference_mode():
+            for start in range(0, len(prompts), 128):
+                input_ids, mask = self.model.text_encoder.tokens_of(prompts[start : start + 128])
+                part = self.model.encode_text(input_ids.to(self.model.device), mask.to(self.model.device))
+                embeddings.append(part.cpu())
+        return torch.cat(embeddings).numpy()
+
+    def embed_files(self, files, progress=None):
+        """Return what becomes of picture files, as `EmbeddedFiles`; `progress` names a progress bar."""
+        import torch
+
+        from dataset import image_loader
+        from models import embed_images
+
+        def embedding_and_look(pixels):
+            return torch.cat([self.model.encode_image(pixels), look_of(pixels)], dim=1)  # (B, D + 192)
+
+        width = self.config.embedding_dim
+        loader = image_loader(files, self.model.config.image_size, self.batch_size, self.workers)
+        rows, _, faults = embed_images(self.model, loader, embedding_and_look, progress)
+        if not len(rows):
+            rows = torch.empty(0, width + LOOK_WIDTH)
+        rows = rows.nan_to_num(0, 0, 0).half().numpy()  # a model gone wrong finds nothing, and breaks nothing
+        return EmbeddedFiles(rows[:, :width], rows[:, width:], faults)
 
     @functools.cached_property
-    def hash(self):
-        """The fingerprint of the checkpoint."""
-        return fingerprint(self.checkpoint)
+    def everyday_embeddings(self):
+        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
+        return self.embed_prompts(EVERYDAY)
 
-    @functools.cached_property
+    # ------------------------------------------------------------ what a person is told
+
+    def remarks(self, prompt):
+        """Return lines that a person should read about a prompt: it is too long, or of words that are not known."""
+        if self.has_text_tower_ready:
+            return self.kept_text_tower.remarks(prompt)
+        tower = self.model.text_encoder
+        uncut_tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
+        uncut_tokenizer.no_truncation()
+        uncut_tokenizer.no_padding()
+        return remarks_on(prompt, uncut_tokenizer, tower.max_tokens)
+
+    def explain(self, file, query_embedding):
+        """Return a picture (H, W, 3) uint8 in which red marks what answers the query, an embedding (D,).
+
+        Raises UserError for an image tower without a feature map, such as a vision transformer; OSError where the
+        picture cannot be read.
+        """
+        from dataset import read_square
+
+        what_is_special = query_embedding - self.everyday_embeddings.mean(axis=0)
+        pixels = read_square(file, self.model.config.image_size)
+        picture = read_image(file, shrink_to=400)  # (H, W, 3)
+        heat = heat_map(self.model, pixels, what_is_special)  # (h, w), from 0 to 1
+        height, width, _ = picture.shape
+        heat = Image.fromarray(np.uint8(255 * heat)).resize((width, height), Image.Resampling.BICUBIC)
+        opacity = np.asarray(heat, np.float32)[:, :, None] / 255 * 0.6  # (H, W, 1)
+        red = np.array([255, 30, 0])
+        return np.uint8((1 - opacity) * picture + opacity * red)
+
+    # ------------------------------------------------------------ the model, and what is known without loading it
+
+    @property
     def model(self):
-        """The CLIP model; loaded only where pictures are to be embedded, or its text tower is not ready as a file."""
-        from models import CLIP
+        """The CLIP model; loaded only where pictures are embedded, or the text tower is not ready as a file."""
+        if self.loaded_model is None:
+            from models import CLIP
 
-        return CLIP.from_pretrained(self.checkpoint).to(start_process(self.device))
+            self.loaded_model = CLIP.from_pretrained(self.checkpoint).to(start_process(self.device))
+        return self.loaded_model
 
-    @functools.cached_property
-    def encoder(self):
-        """The `PromptEncoder` of the model, or None where there is none yet, or where a GPU was asked for by name."""
-        return open_encoder(self.hash) if self.device != "cuda" and process_count() == 1 else None
+    @property
+    def model_is_loaded(self):
+        """Whether something has needed the model."""
+        return self.loaded_model is not None
 
     @functools.cached_property
     def logit_scale(self):
@@ -53,78 +160,35 @@ class Towers:
         with safe_open(self.checkpoint / "model.safetensors", "numpy") as tensors:
             return float(np.exp(tensors.get_tensor("logit_scale")))
 
-    @functools.cached_property
-    def everyday(self):
-        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
-        return self.embed_prompts(EVERYDAY)
+    @property
+    def fingerprint(self):
+        """The fingerprint of the checkpoint: of the content of its files, which are read once."""
+        if self.known_fingerprint is None:
+            self.known_fingerprint = fingerprint(self.checkpoint)
+        return self.known_fingerprint
 
-    def embed_files(self, files, progress=None):
-        """Return (n, D) float16 embeddings and (n, 192) looks of the readable files, and {place: OSError} of others."""
-        import torch
+    def recall_fingerprint(self, stamps, known_fingerprint):
+        """Take a fingerprint made earlier, if the files had the stamps they have: they need not be read again."""
+        if stamps == model_stamps(self.checkpoint):
+            self.known_fingerprint = known_fingerprint
 
-        from dataset import image_loader
-        from models import embed_images
+    # ------------------------------------------------------------ the text tower, ready as a file
 
-        def both(pixels):
-            return torch.cat([self.model.encode_image(pixels), look_of(pixels)], dim=1)
+    @property
+    def has_text_tower_ready(self):
+        """Whether prompts are embedded without the model; never where a GPU was asked for by name."""
+        if not self.looked_for_text_tower:
+            self.look_for_text_tower()
+        return self.kept_text_tower is not None
 
-        loader = image_loader(files, self.model.config.image_size, *self.loading)
-        rows, _, faults = embed_images(self.model, loader, both, progress)
-        rows = rows if len(rows) else torch.empty(0, self.config.embedding_dim + LOOK)
-        widths = [self.config.embedding_dim, LOOK]  # a model gone wrong finds nothing, and breaks nothing
-        return *(part.half().numpy() for part in rows.nan_to_num(0, 0, 0).split(widths, dim=1)), faults
+    def look_for_text_tower(self):
+        """Open the text tower that is kept of this model, if there is one."""
+        if self.device != "cuda" and process_count() == 1:
+            self.kept_text_tower = open_text_tower(self.fingerprint)
+        self.looked_for_text_tower = True
 
-    def embed_prompts(self, prompts):
-        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
-        if self.encoder:
-            return self.encoder(prompts)
-        import torch
-
-        rows = []
-        with torch.inference_mode():
-            for start in range(0, len(prompts), 128):
-                input_ids, mask = self.model.text_encoder.tokens_of(prompts[start : start + 128])
-                rows.append(self.model.encode_text(input_ids.to(self.model.device), mask.to(self.model.device)).cpu())
-        return torch.cat(rows).numpy()
-
-    def remarks(self, prompt):
-        """Return what a person should know about a prompt: that it is too long, or of words the model does not know."""
-        if self.encoder:
-            return remarks(self.encoder.whole, self.encoder.max_tokens, prompt)
-        tower = self.model.text_encoder
-        whole = copy.deepcopy(tower.tokenizer.backend_tokenizer)
-        whole.no_truncation()
-        whole.no_padding()
-        return remarks(whole, tower.max_tokens, prompt)
-
-    def wanted(self, query=(), image=None, minus=()):
-        """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `Gallery.search`."""
-        queries, minus = ([texts] if isinstance(texts, str) else list(texts) for texts in (query, minus))
-        if not queries and image is None:
-            raise UserError("say what to look for: a prompt, or an example picture")
-        parts = [self.embed_prompts(queries)] if queries else []
-        if image is not None:
-            example, _, faults = self.embed_files([image])
-            if faults:
-                raise UserError(f"the example picture cannot be read: {faults[0]}")
-            parts.append(example.astype(np.float32))
-        wanted = np.concatenate(parts).mean(axis=0)  # (D,)
-        if minus:  # by half: all texts are a little alike, and that much is not meant
-            wanted -= self.embed_prompts(minus).mean(axis=0) / 2
-        return wanted / np.linalg.norm(wanted)
-
-    def explain(self, file, query=(), image=None, minus=(), wanted=None):
-        """Return a picture (H, W, 3) uint8 in which red marks what answers the prompt or example.
-
-        Raises UserError for an image tower without a feature map, such as a vision transformer, and as `wanted` does;
-        OSError where the picture cannot be read.
-        """
-        from dataset import read_square
-
-        wanted = self.wanted(query, image, minus) if wanted is None else wanted
-        wanted = wanted - self.everyday.mean(axis=0)  # what is special about it
-        pixels, picture = read_square(file, self.model.config.image_size), read_image(file, shrink_to=400)
-        heat = heat_map(self.model, pixels, wanted)
-        heat = Image.fromarray(np.uint8(255 * heat)).resize(picture.shape[1::-1], Image.Resampling.BICUBIC)
-        share = np.asarray(heat, np.float32)[..., None] / 255 * 0.6
-        return np.uint8((1 - share) * picture + share * np.array([255, 30, 0]))
+    def keep_text_tower(self):
+        """Keep the text tower ready for this and later prompts; returns why that is not possible, or None."""
+        reason = keep_text_tower(self.model, self.fingerprint)
+        self.look_for_text_tower()
+        return reason

@@ -84,7 +84,7 @@ def onnx_difference(model, folder):
     with torch.inference_mode():
         expected = [model.encode_image(pixels).numpy(), model.encode_text(input_ids, mask).numpy()]
     image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
-    found = [image.run(None, {"pixels": pixels.numpy()})[0], PromptEncoder(folder)(texts)]
+    found = [image.run(None, {"pixels": pixels.numpy()})[0], PromptEncoder(folder).embed(texts)]
     difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
     if not difference <= 1e-4:
         raise UserError(f"the towers as ONNX differ from the model by {difference:.1e}: nothing was written")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from search.nearest import LOOK
+from search.nearest import LOOK_WIDTH
 from support.errors import UserError
 from support.files import stamp, writable, write_file
 from support.tars import dataset_folder, is_sharded
@@ -33,7 +33,7 @@ class Index:
     model_files: dict = field(default_factory=dict)
     files: list = field(default_factory=list)
     embeddings: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float16))
-    looks: np.ndarray = field(default_factory=lambda: np.empty((0, LOOK), np.float16))
+    looks: np.ndarray = field(default_factory=lambda: np.empty((0, LOOK_WIDTH), np.float16))
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
     usual: float | None = None
@@ -73,7 +73,7 @@ def read_index(path):
         sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items()) and min(
             tensors[name]["data_offsets"][0] for name in arrays) >= 0
         rows = arrays["embeddings"]
-        if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK):
+        if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK_WIDTH):
             return Index(**arrays, **about)
     except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError):
         pass  # there is none yet, or it is damaged, or not made by this program

@@ -6,7 +6,7 @@ import numpy as np
 
 # Of looks. Of 500,000 pairs of photos none reached it; a photo does that is saved again, smaller, brighter or grey.
 ALIKE = 0.97
-LOOK = 192  # numbers that say how a picture looks: 8 x 8 fields of 3 colours
+LOOK_WIDTH = 192  # numbers that say how a picture looks: 8 x 8 fields of 3 colours
 FEW_ROWS = 50_000  # up to so many, or where torch is not imported, numpy searches
 # A product of unit-length vectors in half precision errs by up to 2^-11 for the rounded query and 2^-12 for the rounded
 # result; this bounds the error of a difference of two.

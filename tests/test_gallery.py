@@ -1,4 +1,4 @@
-"""gallery.py: search is exact, the index is safe, and a prompt to a known gallery needs no torch."""
+"""search/: search is exact, the index is safe, and a prompt to a known gallery needs no torch."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-import gallery as gallery_module
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,16 +17,18 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from config import PRESETS
-from data import files
 from dataset import load_splits, read_square
 from inference import Gallery
 from models import CLIP
-from search.embedder import Towers
+from search import nearest
+from search.embedder import Embedder
 from search.explain import heat_map
 from search.export import export_onnx
 from search.index import Index, read_index, write_index
+from search.kept_text_tower import text_tower_folder
 from search.nearest import search
-from search.onnx_text import PromptEncoder, encoder_folder, keep_encoder
+from search.onnx_text import PromptEncoder
+from support import images
 from support.errors import UserError
 from support.files import writable, write_file
 from support.images import picture_files, read_image
@@ -46,7 +47,7 @@ def unit_rows(count, width, seed=0):
 @pytest.mark.parametrize("few_rows", [50_000, 0])
 @pytest.mark.parametrize("queries", [1, 3, 20])
 def test_search_finds_what_a_full_comparison_in_double_precision_finds(monkeypatch, few_rows, queries):
-    monkeypatch.setattr(gallery_module, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(nearest, "FEW_ROWS", few_rows)
     rows, asked = unit_rows(40_000, 64).astype(np.float16), unit_rows(queries, 64, seed=1)
     scores, found = search(rows, asked, 7)
     exact = asked.astype(np.float64) @ rows.astype(np.float64).T
@@ -59,7 +60,7 @@ def test_search_finds_what_a_full_comparison_in_double_precision_finds(monkeypat
 @pytest.mark.parametrize("few_rows", [50_000, 0])
 def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(monkeypatch, few_rows):
     """A crowd of rows whose scores differ by less than float16 can show, as in a folder of one burst of photos."""
-    monkeypatch.setattr(gallery_module, "FEW_ROWS", few_rows)
+    monkeypatch.setattr(nearest, "FEW_ROWS", few_rows)
     query = unit_rows(1, 256)
     rows = (query + 0.004 * unit_rows(5_000, 256, seed=2)).astype(np.float16)
     exact = rows.astype(np.float64) @ query[0].astype(np.float64)
@@ -85,9 +86,9 @@ def test_picture_files_are_sorted_and_hidden_ones_left_alone(tmp_path):
     assert writable(tmp_path / "new" / "x.safetensors") == tmp_path / "new" / "x.safetensors"
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as data/files.py has it
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as support/images.py has it
 def test_a_picture_that_unpacks_to_too_much_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MOST_PIXELS", 50 * 40)
+    monkeypatch.setattr(images, "MOST_PIXELS", 50 * 40)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 40 // 2)
     Image.new("RGB", (50, 40)).save(tmp_path / "most.png")
     Image.new("RGB", (51, 40)).save(tmp_path / "bomb.png")
@@ -103,7 +104,7 @@ def test_a_very_large_picture_is_reduced_and_looks_the_same(tmp_path, monkeypatc
     Image.fromarray(np.stack(np.broadcast_arrays(slope, slope[:400, None], np.uint8(90)), axis=2)).convert(mode).save(
         tmp_path / "large.png")
     whole = read_square(tmp_path / "large.png", 32)
-    monkeypatch.setattr(files, "LARGE", 1000)
+    monkeypatch.setattr(images, "LARGE", 1000)
     assert read_image(tmp_path / "large.png", shrink_to=64).shape == (67, 134, 3)
     assert read_image(tmp_path / "large.png").shape == (400, 800, 3)
     assert np.abs(read_square(tmp_path / "large.png", 32).astype(int) - whole).max() <= 8
@@ -148,7 +149,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
     source = next((sample_dir / "Images").iterdir())
     for number in range(600):  # more than the 512 after which an index is saved
         os.link(source, folder / f"{number:03}.jpg")
-    really = Towers.embed_files
+    really = Embedder.embed_files
 
     def interrupted(self, files, bar=None):
         parts.append(len(files))
@@ -156,7 +157,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
             raise KeyboardInterrupt
         return really(self, files, bar)
 
-    monkeypatch.setattr(Towers, "embed_files", interrupted)
+    monkeypatch.setattr(Embedder, "embed_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Gallery(folder, checkpoint, progress=False)
     gallery = Gallery(folder, checkpoint, progress=False)
@@ -268,14 +269,14 @@ def test_the_kept_text_tower_gives_what_the_model_gives(tmp_path, checkpoint, to
         folder = tmp_path / str(number)
         folder.mkdir()
         export_onnx(model, folder, ["text"])
-        encode, tower = PromptEncoder(folder), model.text_encoder
+        encoder, tower = PromptEncoder(folder), model.text_encoder
         tokens = tower.tokenizer(PROMPTS, padding=True, truncation=True, max_length=tower.max_tokens,
                                  return_tensors="pt")
         with torch.inference_mode():
             expected = model.encode_text(tokens["input_ids"], tokens["attention_mask"]).numpy()
-        assert np.abs(encode(PROMPTS) - expected).max() < 1e-5
+        assert np.abs(encoder.embed(PROMPTS) - expected).max() < 1e-5
         for prompt, row in zip(PROMPTS, expected, strict=True):
-            assert np.abs(encode([prompt])[0] - row).max() < 1e-5
+            assert np.abs(encoder.embed([prompt])[0] - row).max() < 1e-5
 
 
 def test_a_prompt_to_a_known_gallery_imports_no_torch_and_is_answered_the_same(workplace):
@@ -294,11 +295,12 @@ def test_a_prompt_to_a_known_gallery_imports_no_torch_and_is_answered_the_same(w
 
 def test_remarks_are_the_same_with_and_without_the_kept_text_tower(workplace, checkpoint):
     without = Gallery(None, checkpoint, progress=False)
-    without.towers.encoder = None
+    without.embedder.looked_for_text_tower = True  # and found none
     kept = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(without.towers.model, without.towers.hash) is None and kept.towers.encoder
+    assert kept.embedder.keep_text_tower() is None and kept.embedder.has_text_tower_ready
+    assert not without.embedder.has_text_tower_ready
     for prompt in PROMPTS:
-        assert kept.towers.remarks(prompt) == without.towers.remarks(prompt)
+        assert kept.embedder.remarks(prompt) == without.embedder.remarks(prompt)
         assert [match.file for match in kept.search(prompt)] == [match.file for match in without.search(prompt)]
 
 
@@ -306,28 +308,28 @@ def test_a_text_tower_that_cannot_be_kept_is_said_once_and_still_answers(tmp_pat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gallery = Gallery(None, checkpoint, progress=False)
     before = gallery.search("a dog")
-    assert gallery.towers.model
+    assert gallery.embedder.model
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("unknown\noperator")))
-    assert keep_encoder(gallery.towers.model, gallery.towers.hash) == "RuntimeError unknown operator"
+    assert gallery.embedder.keep_text_tower() == "RuntimeError unknown operator"
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     again = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(again.towers.model, again.towers.hash) is None  # not tried again
-    assert again.towers.encoder is None
+    assert again.embedder.keep_text_tower() is None  # not tried again
+    assert not again.embedder.has_text_tower_ready
     assert again.search("a dog") == before
 
 
 def test_a_damaged_text_tower_is_thrown_away_and_made_again(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gallery = Gallery(None, checkpoint, progress=False)
-    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
+    assert gallery.embedder.keep_text_tower() is None
     expected = gallery.search("a dog")
     for name in ("text.onnx.data", "tokenizer.json", "text.json"):
-        (encoder_folder(gallery.towers.hash) / name).unlink()
+        (text_tower_folder(gallery.embedder.fingerprint) / name).unlink()
         again = Gallery(None, checkpoint, progress=False)
-        assert again.towers.encoder is None and not encoder_folder(gallery.towers.hash).exists()
+        assert not again.embedder.has_text_tower_ready and not text_tower_folder(gallery.embedder.fingerprint).exists()
         assert [match.file for match in again.search("a dog")] == [match.file for match in expected]
-        assert keep_encoder(again.towers.model, again.towers.hash) is None
+        assert again.embedder.keep_text_tower() is None
 
 
 def test_a_full_disk_is_no_reason_never_to_try_again(tmp_path, checkpoint, monkeypatch):
@@ -336,18 +338,18 @@ def test_a_full_disk_is_no_reason_never_to_try_again(tmp_path, checkpoint, monke
     full = OSError(28, "No space left on device")
     with monkeypatch.context() as patch:
         patch.setattr(torch.onnx, "export", lambda *_, **__: (_ for _ in ()).throw(full))
-        assert "No space left" in keep_encoder(gallery.towers.model, gallery.towers.hash)
-    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
-    assert Gallery(None, checkpoint, progress=False).towers.encoder
+        assert "No space left" in gallery.embedder.keep_text_tower()
+    assert gallery.embedder.keep_text_tower() is None
+    assert Gallery(None, checkpoint, progress=False).embedder.has_text_tower_ready
 
 
 def test_of_many_models_the_newest_are_kept(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     gallery = Gallery(None, checkpoint, progress=False)
     for number in range(6):
-        old = encoder_folder(str(number))
+        old = text_tower_folder(str(number))
         old.mkdir(parents=True)
         os.utime(old, (number, number))
-    assert keep_encoder(gallery.towers.model, gallery.towers.hash) is None
-    kept = {path.name for path in encoder_folder("x").parent.glob("text-*")}
-    assert kept == {encoder_folder(name).name for name in ("3", "4", "5", gallery.towers.hash)}
+    assert gallery.embedder.keep_text_tower() is None
+    kept = {path.name for path in text_tower_folder("x").parent.glob("text-*")}
+    assert kept == {text_tower_folder(name).name for name in ("3", "4", "5", gallery.embedder.fingerprint)}

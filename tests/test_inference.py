@@ -6,21 +6,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import cache
 import numpy as np
 import pytest
 from conftest import run_script
 from PIL import Image
 
 import dataset
+import models
 from dataset import image_loader, split_table
 from inference import Gallery, Match
 from models import CLIP, ImageEncoder, embed_images, embed_texts
-from search.embedder import EVERYDAY
 from search.index import INDEX_NAME, read_index
 from support.errors import UserError
 from support.files import fingerprint
 from support.plots import draw_matches
+from support.prompts import EVERYDAY
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_picture_is_most_like_itself(folder, checkpoint):
 def test_a_second_start_opens_no_picture(folder, checkpoint, monkeypatch):
     first = open_gallery(folder, checkpoint)
     assert first.embedded == 6 and (folder / INDEX_NAME).exists()
-    monkeypatch.setattr(cache, "embed_images", None)  # would fail if a picture had to be embedded
+    monkeypatch.setattr(models, "embed_images", None)  # would fail if a picture had to be embedded
     second = open_gallery(folder, checkpoint)
     assert second.embedded == 0 and second.files == first.files
     assert np.array_equal(second.embeddings, first.embeddings)
@@ -131,7 +131,7 @@ def test_unreadable_pictures_are_skipped_counted_and_not_tried_again(folder, che
     assert len(gallery.files) == 6 and all(str(file) in reason for file, reason in gallery.skipped.items())
     again = open_gallery(folder, checkpoint)
     assert again.embedded == 0 and again.skipped == gallery.skipped
-    assert "model" not in vars(again)  # nothing was tried again
+    assert not again.embedder.model_is_loaded  # nothing was tried again
     (folder / "nowhere.jpg").write_bytes(content)  # the link is mended
     assert open_gallery(folder, checkpoint).embedded == 2
 
@@ -310,9 +310,9 @@ def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):
 
 
 def test_words_that_the_model_does_not_know_are_said_to_be_unknown(folder, checkpoint):
-    towers = open_gallery(folder, checkpoint).towers
-    assert towers.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
-    assert towers.remarks("a dog running") == []
+    embedder = open_gallery(folder, checkpoint).embedder
+    assert embedder.remarks("雪の中の犬") == ["the text tower knows none of these words: the ranking means nothing"]
+    assert embedder.remarks("a dog running") == []
 
 
 def test_a_name_that_is_not_utf8_is_searched_drawn_and_printed(workplace, folder):

@@ -12,9 +12,9 @@ from PIL import Image
 from config import InferenceConfig
 from inference import Gallery, read_caption_list
 from models import CLIP, embed_texts
-from search.embedder import TEMPLATES
-from search.onnx_text import keep_encoder, open_encoder
+from search.kept_text_tower import open_text_tower
 from support.errors import UserError
+from support.prompts import TEMPLATES
 
 LABELS = ["beach", "forest", "a snowy street"]
 
@@ -30,7 +30,7 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(checkpoint):
     found = gallery.label_probabilities(LABELS)
     assert found.shape == (16, 3) and found.sum(axis=1) == pytest.approx(np.ones(16))
     assert found == pytest.approx(expected.numpy(), abs=0.01)  # texts in bfloat16 here, in float32 there
-    assert gallery.towers.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    assert gallery.embedder.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
 
 def test_labels_as_table_json_csv_and_picture(workplace, checkpoint):
@@ -66,7 +66,7 @@ def test_captions_are_ranked_against_a_picture(workplace, checkpoint, sample_dir
                          "--top-k", 4, cwd=workplace)
     found = json.loads(process.stdout)
     assert found["query"] == str(picture) and [match["rank"] for match in found["matches"]] == [1, 2, 3, 4]
-    [example], _, _ = Gallery(None, checkpoint, progress=False).towers.embed_files([picture])
+    [example], _, _ = Gallery(None, checkpoint, progress=False).embedder.embed_files([picture])
     scores = embed_texts(model, captions) @ torch.from_numpy(example).float()
     best = scores.sort(descending=True).values[:4].tolist()
     assert [match["score"] for match in found["matches"]] == pytest.approx(best, abs=2e-3)
@@ -87,15 +87,15 @@ def test_labels_may_hold_commas_and_are_told_apart_by_their_letters_alone():
 
 
 def test_many_labels_take_little_memory_and_give_the_same(checkpoint):
-    towers = Gallery(None, checkpoint, progress=False).towers
+    embedder = Gallery(None, checkpoint, progress=False).embedder
     prompts = [f"{count} dogs" for count in range(300)] + ["a dog " * 60]
-    together, encoder = towers.embed_prompts(prompts), towers.encoder
+    together = embedder.embed_prompts(prompts)
     assert together.shape == (301, 256)
     for rows in (slice(0, 3), slice(126, 131), slice(299, 301)):
-        assert np.abs(towers.embed_prompts(prompts[rows]) - together[rows]).max() < 1e-5
-    if encoder is None:
-        keep_encoder(towers.model, towers.hash)
-    assert np.abs(open_encoder(towers.hash)(prompts) - together).max() < 1e-5
+        assert np.abs(embedder.embed_prompts(prompts[rows]) - together[rows]).max() < 1e-5
+    if not embedder.has_text_tower_ready:
+        embedder.keep_text_tower()
+    assert np.abs(open_text_tower(embedder.fingerprint).embed(prompts) - together).max() < 1e-5
 
 
 def test_a_picture_that_cannot_be_read_has_no_captions(workplace, tmp_path):

@@ -1,4 +1,4 @@
-"""data/towers.py, data/hub.py: exported towers give what the model gives; a model goes to the hub and back."""
+"""search/export.py, support/hub.py: exported towers give what the model gives; a model goes to the hub and back."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ def test_exported_towers_give_what_the_model_gives(exported, checkpoint, sample_
         texts = model.encode_text(tokens["input_ids"], tokens["attention_mask"]).numpy()
     assert np.abs(image.run(None, {"pixels": pixels})[0] - images).max() < 1e-4
     assert np.abs(image.run(None, {"pixels": pixels[:1]})[0] - images[:1]).max() < 1e-4  # any number of pictures
-    assert np.abs(PromptEncoder(folder)(PROMPTS) - texts).max() < 1e-4
+    assert np.abs(PromptEncoder(folder).embed(PROMPTS) - texts).max() < 1e-4
 
 
 def test_the_example_ranks_as_the_command_does_and_needs_no_torch(exported, workplace, checkpoint):
@@ -91,7 +91,7 @@ def test_towers_that_differ_are_not_exported(exported, checkpoint):
 def test_towers_that_cannot_be_exported_are_one_line_and_leave_nothing(checkpoint, tmp_path, monkeypatch):
     model = CLIP.from_pretrained(checkpoint)
     with monkeypatch.context() as patch:
-        patch.setattr(model.text_encoder, "pooled", lambda *_: exec("raise ValueError('no such\\noperator')"))
+        patch.setattr(model.text_encoder, "forward", lambda *_: exec("raise ValueError('no such\\noperator')"))
         with pytest.raises(UserError, match="new cannot be written, for torch cannot write these towers as ONNX"):
             export_model(model, tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
@@ -222,14 +222,14 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, workplace, checkpoint, samp
 
 def test_a_model_that_the_hub_does_not_have_is_one_line(hub, tmp_path):
     _, _, environment = hub
-    failed = python("from config import one_line_errors\nfrom models import CLIP\n"
+    failed = python("from support.errors import one_line_errors\nfrom models import CLIP\n"
                     "with one_line_errors(): CLIP.from_pretrained('me/nothing')", tmp_path, environment)
     assert failed.returncode == 2 and failed.stderr.startswith("error: me/nothing ") and failed.stderr.count("\n") == 1
 
 
 def test_what_the_hub_refuses_is_one_line_and_an_error_of_ours_is_not(hub, workplace, monkeypatch):
     _, _, environment = hub
-    refused = python("from config import one_line_errors\nfrom models import CLIP\nwith one_line_errors():\n"
+    refused = python("from support.errors import one_line_errors\nfrom models import CLIP\nwith one_line_errors():\n"
                      "    CLIP.from_pretrained('runs/first/best').push_to_hub('a/b/c', token='secret')", workplace,
                      environment)
     assert refused.returncode == 2 and refused.stderr.startswith("error: a/b/c cannot be written"), refused.stderr
