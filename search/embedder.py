@@ -12,7 +12,7 @@ from safetensors import safe_open
 from config import Config
 from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
-from search.nearest import LOOK_WIDTH, look_of
+from search.near_duplicates import LOOK_WIDTH, look_of
 from search.onnx_text import remarks_on
 from support.errors import UserError
 from support.files import fingerprint, model_stamps
@@ -26,7 +26,7 @@ class EmbeddedFiles(NamedTuple):
     """What became of n picture files, r of which can be read."""
 
     embeddings: np.ndarray  # (r, D) float16, of those that can be read, in their order
-    looks: np.ndarray  # (r, 192) float16, by which near-duplicates are told (search/nearest.py)
+    looks: np.ndarray  # (r, 192) float16, by which near-duplicates are told (search/near_duplicates.py)
     faults: dict  # {place among the n files: OSError} of the others
 
 
@@ -102,6 +102,12 @@ class Embedder:
             rows = torch.empty(0, width + LOOK_WIDTH)
         rows = rows.nan_to_num(0, 0, 0).half().numpy()  # a model gone wrong finds nothing, and breaks nothing
         return EmbeddedFiles(rows[:, :width], rows[:, width:], faults)
+
+    def embed_captions(self, captions):
+        """Return the (M, D) float16 embeddings of many captions; several processes share the work."""
+        from models import embed_texts
+
+        return embed_texts(self.model, captions, progress="embedding captions").half().numpy()
 
     @functools.cached_property
     def everyday_embeddings(self):

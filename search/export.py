@@ -15,46 +15,10 @@ from support.files import replacing, write_file
 EXAMPLE = Path(__file__).with_name("onnx_example.py")  # how to use exported towers; it goes with them
 
 
-def export_onnx(model, folder, towers=("text", "image")):
-    """Write towers with their heads as ONNX files, TOWER.onnx and TOWER.onnx.data; with text also its tokenizer.
-
-    text: input_ids (Q, T) and attention_mask (Q, T), int64 -> embeddings (Q, D). image: pixels (B, 3, S, S) uint8, the
-    whole picture squeezed into the square -> embeddings (B, D). Raises whatever torch's exporter raises where it cannot
-    follow an architecture.
-    """
-    import torch
-
-    class Tower(torch.nn.Module):
-        def __init__(self, model, encode):
-            super().__init__()
-            self.model, self.encode = model, getattr(model, encode)
-
-        def forward(self, *inputs):
-            return self.encode(*inputs)
-
-    model, any_number, size = copy.deepcopy(model).cpu().eval(), torch.export.Dim.DYNAMIC, model.config.image_size
-    token_ids = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 0, 0]])
-    examples = {"text": {"input_ids": token_ids, "attention_mask": (token_ids > 0).long()},
-                "image": {"pixels": torch.zeros(2, 3, size, size, dtype=torch.uint8)}}
-    for tower in towers:
-        inputs = examples[tower]
-        shapes = {axis: any_number for axis in ((0, 1) if tower == "text" else (0,))}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's, about its own insides
-            # weights in a file of their own are mapped rather than read, which halves the time of a prompt
-            torch.onnx.export(Tower(model, f"encode_{tower}").eval(), tuple(inputs.values()), folder / f"{tower}.onnx",
-                              dynamo=True, verbose=False, external_data=True, input_names=list(inputs),
-                              output_names=["embeddings"], dynamic_shapes=((shapes,) * len(inputs),))
-    if "text" in towers:
-        tower = model.text_encoder
-        tower.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-        write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
-
-
 def export_model(model, folder):
     """Write both towers as ONNX with the tokenizer and an example into a new folder; returns `onnx_difference`.
 
-    Raises UserError where that cannot be; then nothing is left.
+    Raises UserError where that cannot be, and then leaves nothing.
     """
     try:
         with replacing(folder) as new:
@@ -82,10 +46,69 @@ def onnx_difference(model, folder):
     texts = ["a dog", "people sitting near the beach", "A man climbs a rock, and another one looks up! " * 20]
     input_ids, mask = model.text_encoder.tokens_of(texts)
     with torch.inference_mode():
-        expected = [model.encode_image(pixels).numpy(), model.encode_text(input_ids, mask).numpy()]
-    image = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
-    found = [image.run(None, {"pixels": pixels.numpy()})[0], PromptEncoder(folder).embed(texts)]
-    difference = max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True))
-    if not difference <= 1e-4:
+        expected_images = model.encode_image(pixels).numpy()  # (4, D)
+        expected_texts = model.encode_text(input_ids, mask).numpy()  # (3, D)
+
+    image_tower = onnxruntime.InferenceSession(folder / "image.onnx", providers=["CPUExecutionProvider"])
+    (images,) = image_tower.run(None, {"pixels": pixels.numpy()})
+    texts = PromptEncoder(folder).embed(texts)
+    difference = float(max(np.abs(images - expected_images).max(), np.abs(texts - expected_texts).max()))
+    if not difference <= 1e-4:  # nor where it is no number
         raise UserError(f"the towers as ONNX differ from the model by {difference:.1e}: nothing was written")
     return difference
+
+
+def export_onnx(model, folder, towers=("text", "image")):
+    """Write towers with their heads as ONNX files, TOWER.onnx and TOWER.onnx.data; with text also its tokenizer.
+
+    text: input_ids (Q, T) and attention_mask (Q, T), int64 -> embeddings (Q, D). image: pixels (B, 3, S, S) uint8, the
+    whole picture squeezed into the square -> embeddings (B, D). Raises whatever torch's exporter raises where it cannot
+    follow an architecture.
+    """
+    import torch
+
+    model = copy.deepcopy(model).cpu().eval()
+    if "text" in towers:
+        token_ids = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 0, 0]])
+        inputs = {"input_ids": token_ids, "attention_mask": (token_ids > 0).long()}
+        write_onnx(model, "encode_text", inputs, (0, 1), folder / "text.onnx")
+        tower = model.text_encoder
+        tower.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        write_file(folder / "text.json", json.dumps({"max_tokens": tower.max_tokens, "pad_id": tower.pad_id}))
+    if "image" in towers:
+        size = model.config.image_size
+        inputs = {"pixels": torch.zeros(2, 3, size, size, dtype=torch.uint8)}
+        write_onnx(model, "encode_image", inputs, (0,), folder / "image.onnx")
+
+
+def write_onnx(model, method, inputs, free_axes, path):
+    """Write a method of a model as an ONNX file.
+
+    inputs: {name: tensor} to follow it with; free_axes: those of them that may have any length.
+    """
+    import torch
+
+    class Tower(torch.nn.Module):
+        """What torch exports is a module with a `forward`."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs):
+            return getattr(self.model, method)(*inputs)
+
+    shape = {axis: torch.export.Dim.DYNAMIC for axis in free_axes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about its own insides
+        torch.onnx.export(
+            Tower().eval(),
+            tuple(inputs.values()),
+            path,
+            input_names=list(inputs),
+            output_names=["embeddings"],
+            dynamic_shapes=(tuple(shape for _ in inputs),),
+            dynamo=True,
+            verbose=False,
+            external_data=True,  # weights in a file of their own are mapped, not read: half the time of a prompt
+        )

@@ -1,25 +1,31 @@
-"""The index of a gallery: what is kept of its embedded pictures, and which pictures there are."""
+"""The index of a gallery: what is kept on disk of its embedded pictures."""
 
-import functools
 import json
 import re
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from search.nearest import LOOK_WIDTH
-from support.errors import UserError
-from support.files import stamp, writable, write_file
-from support.tars import dataset_folder, is_sharded
+from search.near_duplicates import LOOK_WIDTH
+from support.files import writable, write_file
 
-INDEX_NAME, SPLIT_INDEX_NAME = ".clip-index.safetensors", ".clip-index-{}.safetensors"
-FORMAT = 2  # of the index: raise it when what it holds changes
+INDEX_NAME = ".clip-index.safetensors"  # in a folder of pictures
+SPLIT_INDEX_NAME = ".clip-index-{}.safetensors"  # in a dataset, of one of its splits; beside tars, of these
+INDEX_FORMAT = 2  # raise it when what an index holds changes
+
+
+class Entry(NamedTuple):
+    """What is known of one picture."""
+
+    stamp: str | None  # of its file when it was read; None: it is to be read again
+    row: int | None  # of its embedding
+    reason: str | None = None  # why it has none
 
 
 @dataclass
 class Index:
-    """What is kept of an embedded gallery.
+    """What is kept of an embedded gallery. The names are those in the file.
 
     model: fingerprint of the checkpoint; model_files: the stamps of its files, which spare reading them again.
     files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
@@ -37,94 +43,115 @@ class Index:
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
     usual: float | None = None
-    format: int = FORMAT
+    format: int = INDEX_FORMAT
 
     def about(self):
         """Return everything but the arrays, as plain types."""
         return {key: value for key, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
-    def known(self):
-        """Return {(name, stamp): row of the embeddings, or the reason why there is none}."""
-        rows = iter(range(len(self.embeddings)))
-        return {(name, stamp): next(rows) if reason is None else reason for name, stamp, reason in self.files}
+    def entries(self):
+        """Return {name: Entry} of all its files."""
+        entries = {}
+        next_row = 0
+        for name, stamp, reason in self.files:
+            if reason is None:
+                entries[name] = Entry(stamp, next_row)
+                next_row += 1
+            else:
+                entries[name] = Entry(stamp, None, reason)
+        return entries
 
 
-def read_index(path):
-    """Return the `Index` in a file; an empty one where there is none yet, or a damaged one."""
-    try:
-        if not path.is_file():  # nor a pipe, which would be waited for
-            return Index()
-        with path.open("rb") as file:  # safetensors: length of the header, the header as JSON, the tensors' bytes
-            start = 8 + int.from_bytes(file.read(8), "little")
-            tensors = json.loads(file.read(min(start, path.stat().st_size) - 8))
-            begin, end = tensors["about"]["data_offsets"]
-            file.seek(start + begin)
-            about = json.loads(file.read(end - begin))
-        # mapped, not read: a million rows are there at once, and several processes share them ("c": never written)
-        arrays = {name: np.memmap(path, np.float16, "c", start + tensors[name]["data_offsets"][0], tuple(shape))
-                  if (shape := tensors[name]["shape"])[0] else np.empty(shape, np.float16)
-                  for name in ("embeddings", "looks")}
-        texts = str, type(None)
-        sound = about["format"] == FORMAT and re.fullmatch("[0-9a-f]{64}", about["model"]) and all(
-            isinstance(name, str) and isinstance(mark, texts) and isinstance(reason, texts)
-            and not name.startswith("/") and ".." not in name.split("/") for name, mark, reason in about["files"])
-        count = sum(reason is None for _, _, reason in about["files"])
-        kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
-        sound = sound and all(isinstance(about[name], kind) for name, kind in kinds.items()) and min(
-            tensors[name]["data_offsets"][0] for name in arrays) >= 0
-        rows = arrays["embeddings"]
-        if sound and rows.ndim == 2 and len(rows) == count and arrays["looks"].shape == (count, LOOK_WIDTH):
-            return Index(**arrays, **about)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError):
-        pass  # there is none yet, or it is damaged, or not made by this program
-    return Index()
+class IndexFile:
+    """Where an index is kept: in the folder of the pictures, or in the user's cache where that is read-only.
+
+    Afterwards: `path`, and `unsaved`, why the index could not be written there, or None.
+    """
+
+    def __init__(self, folder, name):
+        self.path = writable(folder / name)
+        self.in_folder = folder / name  # it may be there since before the folder was made read-only
+        self.unsaved = None
+
+    def read(self):
+        """Return the `Index` that is kept; an empty one where there is none, or one that is no good."""
+        return read_index(self.path if self.path.exists() else self.in_folder)
+
+    def save(self, index):
+        """Keep an `Index`, if that can be: the answer to a question matters more than what is remembered."""
+        try:
+            write_index(self.path, index)
+        except OSError as error:
+            self.unsaved = str(error)
 
 
 def write_index(path, index):
     """Write an `Index` in one rename, so that an interruption leaves the previous one."""
     from safetensors.numpy import save
 
-    text = np.frombuffer(json.dumps(index.about()).encode(), np.uint8)
-    rows = {"embeddings": np.ascontiguousarray(index.embeddings), "looks": np.ascontiguousarray(index.looks)}
-    write_file(path, save({**rows, "about": text}))
+    tensors = {
+        "embeddings": np.ascontiguousarray(index.embeddings),
+        "looks": np.ascontiguousarray(index.looks),
+        "about": np.frombuffer(json.dumps(index.about()).encode(), np.uint8),
+    }
+    write_file(path, save(tensors))
 
 
-def index_of(found, marks, rows, looks, about):
-    """Return `about` with the files found so far, {name: row or reason} with their stamps, and their rows and looks."""
-    files = [[name, mark, found[name] if isinstance(found[name], str) else None]
-             for name, mark in marks.items() if name in found]
-    used = [found[name] for name, _, reason in files if reason is None]
-    if used != list(range(len(rows))):
-        rows, looks = rows[used], looks[used]
-    return replace(about, files=files, embeddings=rows, looks=looks)
+def read_index(path):
+    """Return the `Index` in a file; an empty one where there is none yet, a damaged one, or not one of this program."""
+    try:
+        if path.is_file():  # nor a pipe, which would be waited for
+            return map_index(path)
+    except (
+        OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError
+    ):  # what a file that may hold anything can raise
+        pass
+    return Index()
 
 
-def split_gallery(config, split=None):
-    """Return the split, its picture files, the stamps of all that decides which these are, and the splits there are.
+def map_index(path):
+    """Return the `Index` in a file, its arrays mapped from it; raises nearly anything for what is no index.
 
-    An index whose stamps still hold knows the files, so that the captions need not be read again.
+    Mapped, not read: a million rows are there at once, and several processes share them.
     """
-    folder, seed = dataset_folder(config.data_dir), {"split_seed": config.split_seed}
-    for name in [split] if split else ["test", "dev"]:
-        index = read_index(writable(folder / SPLIT_INDEX_NAME.format(name))) if folder.is_dir() else Index()
-        asked_for = split or ("test" if "test" in index.splits else "dev")
-        if index.sources and name == asked_for and index.sources == {
-                **seed, **{path: stamp(Path(path)) for path in index.sources if path not in seed}}:
-            return name, [folder / file for file, *_ in index.files], index.sources, index.splits
-    from dataset import SPLIT_FILES, image_path, load_splits
+    with path.open("rb") as file:  # safetensors: length of the header, the header as JSON, the tensors' bytes
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(start, path.stat().st_size) - 8))
+        begin, end = header["about"]["data_offsets"]
+        file.seek(start + begin)
+        about = json.loads(file.read(end - begin))
+    check_about(about)
+    embeddings = map_rows(path, start, header["embeddings"])
+    looks = map_rows(path, start, header["looks"])
 
-    if not folder.is_dir():
-        raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
-    tables = load_splits(config.data_dir, config.split_seed)
-    splits = [name for name, table in tables.items() if len(table)]
-    split = split or ("test" if "test" in splits else "dev")
-    if split not in splits:
-        raise UserError(f"{config.data_dir} has no {split} photos: try --split {' or '.join(splits)}, or --gallery DIR")
-    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
-    decides = {folder / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
-    decides |= {path.parent for table in tables.values()
-                for path in map(functools.partial(image_path, folder), table["image"])}
-    # new shards appear in a folder that also changes when an index is written there: their captions are always read
-    stamps = {str(path): stamp(path) for path in sorted(decides)}
-    sources = {} if is_sharded(config.data_dir) else {**stamps, **seed}
-    return split, files, sources, splits
+    count = sum(reason is None for _, _, reason in about["files"])
+    if embeddings.ndim != 2 or len(embeddings) != count or looks.shape != (count, LOOK_WIDTH):
+        raise ValueError("the rows are not those of the files")
+    return Index(**about, embeddings=embeddings, looks=looks)
+
+
+def map_rows(path, start, tensor):
+    """Return a float16 tensor of a safetensors file as an array; its offsets count from `start`."""
+    shape = tuple(tensor["shape"])
+    offset, _ = tensor["data_offsets"]
+    if offset < 0:
+        raise ValueError("a tensor cannot begin before the tensors")
+    if shape[0] == 0:
+        return np.empty(shape, np.float16)
+    copy_on_write = "c"  # so that nothing is ever written into the file
+    return np.memmap(path, np.float16, copy_on_write, start + offset, shape)
+
+
+def check_about(about):
+    """Raise an error unless these are values that `Index.about` could have given."""
+    kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
+    if about["format"] != INDEX_FORMAT or not re.fullmatch("[0-9a-f]{64}", about["model"]):
+        raise ValueError("another format, or no fingerprint")
+    for name, kind in kinds.items():
+        if not isinstance(about[name], kind):
+            raise ValueError(f"{name} is of another kind")
+    for name, stamp, reason in about["files"]:
+        if not (isinstance(name, str) and isinstance(stamp, str | None) and isinstance(reason, str | None)):
+            raise ValueError("no name, stamp and reason")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name} is not in the gallery")

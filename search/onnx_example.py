@@ -16,16 +16,20 @@ from tokenizers import Tokenizer
 
 if len(sys.argv) < 3:
     sys.exit(__doc__)
-here, (prompt, *files) = Path(__file__).parent, sys.argv[1:]
-text, image = (onnxruntime.InferenceSession(here / f"{tower}.onnx") for tower in ("text", "image"))
+prompt = sys.argv[1]
+files = sys.argv[2:]
+here = Path(__file__).parent
+text_tower = onnxruntime.InferenceSession(here / "text.onnx")
+image_tower = onnxruntime.InferenceSession(here / "image.onnx")
+size = image_tower.get_inputs()[0].shape[-1]
 
 tokenizer = Tokenizer.from_file(str(here / "tokenizer.json"))
 tokenizer.enable_truncation(json.loads((here / "text.json").read_text())["max_tokens"])
 tokens = tokenizer.encode(prompt)
-ids, mask = np.array([tokens.ids]), np.array([tokens.attention_mask])  # (1, T), (1, T)
-wanted = text.run(None, {"input_ids": ids, "attention_mask": mask})[0][0]  # (D,), unit length
+inputs = {"input_ids": np.array([tokens.ids]), "attention_mask": np.array([tokens.attention_mask])}  # (1, T) each
+prompt_embedding = text_tower.run(None, inputs)[0][0]  # (D,), unit length
 
-size, scores = image.get_inputs()[0].shape[-1], {}
+scores = {}
 for file in files:
     try:
         picture = Image.open(file)
@@ -36,9 +40,11 @@ for file in files:
         continue
     white = Image.new("RGBA", picture.size, "white")  # behind what is transparent
     pixels = np.asarray(Image.alpha_composite(white, picture).convert("RGB"))  # (H, W, 3)
-    how = cv2.INTER_AREA if size < max(pixels.shape[:2]) else cv2.INTER_LINEAR
-    pixels = cv2.resize(pixels, (size, size), interpolation=how).transpose(2, 0, 1)[None]  # (1, 3, S, S) uint8
-    scores[file] = image.run(None, {"pixels": pixels})[0][0] @ wanted  # cosine
+    shrinks = size < max(pixels.shape[:2])
+    pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    batch = pixels.transpose(2, 0, 1)[None]  # (1, 3, S, S) uint8
+    image_embedding = image_tower.run(None, {"pixels": batch})[0][0]  # (D,), unit length
+    scores[file] = image_embedding @ prompt_embedding  # cosine
 
 for file in sorted(scores, key=scores.get, reverse=True):
     print(f"{scores[file]:.3f}  {file}")

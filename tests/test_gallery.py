@@ -20,13 +20,12 @@ from config import PRESETS
 from dataset import load_splits, read_square
 from inference import Gallery
 from models import CLIP
-from search import nearest
 from search.embedder import Embedder
 from search.explain import heat_map
 from search.export import export_onnx
-from search.index import Index, read_index, write_index
+from search.index import Entry, Index, read_index, write_index
 from search.kept_text_tower import text_tower_folder
-from search.nearest import search
+from search.nearest import BLOCK, search
 from search.onnx_text import PromptEncoder
 from support import images
 from support.errors import UserError
@@ -44,10 +43,15 @@ def unit_rows(count, width, seed=0):
 # ---------------------------------------------------------------- search
 
 
-@pytest.mark.parametrize("few_rows", [50_000, 0])
+@pytest.fixture(params=["with torch", "without torch"])
+def with_or_without_torch(request, monkeypatch):
+    """Search as a program does that has imported torch, and as one that has not."""
+    if request.param == "without torch":
+        monkeypatch.delitem(sys.modules, "torch")
+
+
 @pytest.mark.parametrize("queries", [1, 3, 20])
-def test_search_finds_what_a_full_comparison_in_double_precision_finds(monkeypatch, few_rows, queries):
-    monkeypatch.setattr(nearest, "FEW_ROWS", few_rows)
+def test_search_finds_what_a_full_comparison_in_double_precision_finds(with_or_without_torch, queries):
     rows, asked = unit_rows(40_000, 64).astype(np.float16), unit_rows(queries, 64, seed=1)
     scores, found = search(rows, asked, 7)
     exact = asked.astype(np.float64) @ rows.astype(np.float64).T
@@ -57,10 +61,8 @@ def test_search_finds_what_a_full_comparison_in_double_precision_finds(monkeypat
     assert np.abs(np.take_along_axis(exact, found, axis=1) - expected).max() < 1e-6
 
 
-@pytest.mark.parametrize("few_rows", [50_000, 0])
-def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(monkeypatch, few_rows):
+def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(with_or_without_torch):
     """A crowd of rows whose scores differ by less than float16 can show, as in a folder of one burst of photos."""
-    monkeypatch.setattr(nearest, "FEW_ROWS", few_rows)
     query = unit_rows(1, 256)
     rows = (query + 0.004 * unit_rows(5_000, 256, seed=2)).astype(np.float16)
     exact = rows.astype(np.float64) @ query[0].astype(np.float64)
@@ -69,10 +71,40 @@ def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(monkey
     assert np.abs(scores[0] - np.sort(exact)[::-1][:9]).max() < 1e-6
 
 
+def test_search_gives_the_same_to_the_last_bit_with_and_without_torch(monkeypatch):
+    rows, asked = unit_rows(20_000, 64).astype(np.float16), unit_rows(3, 64, seed=1)
+    scores, found = search(rows, asked, 1100)
+    monkeypatch.delitem(sys.modules, "torch")
+    again = search(rows, asked, 1100)
+    assert np.array_equal(scores, again[0]) and np.array_equal(found, again[1])
+
+
 def test_equal_pictures_keep_their_order_and_few_are_all_returned():
     rows = np.repeat(unit_rows(1, 8), 4, axis=0).astype(np.float16)
     scores, found = search(rows, rows[:1].astype(np.float32), 10)
     assert found.tolist() == [[0, 1, 2, 3]] and scores.shape == (1, 4)
+
+
+def test_equal_pictures_keep_their_order_over_the_whole_gallery(with_or_without_torch):
+    rows = np.zeros((3 * BLOCK + 5, 4), np.float16)
+    rows[:, 1] = 1
+    best = [7, BLOCK - 1, BLOCK, 2 * BLOCK + 1, 3 * BLOCK + 4]
+    rows[best] = [1, 0, 0, 0]
+    scores, found = search(rows, np.array([[1, 0, 0, 0]], np.float32), 7)
+    assert found.tolist() == [[*best, 0, 1]] and scores.tolist() == [[1, 1, 1, 1, 1, 0, 0]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_that_hold_no_numbers_are_found_after_all_others(with_or_without_torch):
+    rows = np.zeros((BLOCK + 3, 2), np.float16)
+    rows[:, 0] = 0.5
+    rows[3] = np.nan
+    rows[5] = np.inf
+    rows[BLOCK + 1] = -np.inf
+    rows[BLOCK + 2] = [1, 0]
+    scores, found = search(rows, np.array([[1, 0]], np.float32), len(rows))
+    assert found[0, 0] == BLOCK + 2 and found[0, -3:].tolist() == [3, 5, BLOCK + 1]
+    assert scores[0, -3:].tolist() == [-1, -1, -1] and np.isfinite(scores).all()
 
 
 # ---------------------------------------------------------------- files and the index
@@ -120,7 +152,8 @@ def test_an_index_comes_back_as_it_was_and_is_mapped_not_read(tmp_path):
     assert again.about() == index.about() and "embeddings" not in index.about()
     assert np.array_equal(again.embeddings, index.embeddings) and np.array_equal(again.looks, index.looks)
     assert isinstance(again.embeddings, np.memmap)
-    assert again.known() == {("a ☀.jpg", "1|2"): 0, ("b.jpg", "3|4"): "b.jpg: not a picture", ("c.jpg", None): 1}
+    assert again.entries() == {
+        "a ☀.jpg": Entry("1|2", 0), "b.jpg": Entry("3|4", None, "b.jpg: not a picture"), "c.jpg": Entry(None, 1)}
     assert load_file(tmp_path / "index")["embeddings"].shape == (2, 8)  # the file is plain safetensors
 
 

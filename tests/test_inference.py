@@ -236,13 +236,15 @@ def test_pictures_that_look_the_same_are_one_match(folder, checkpoint):
 def test_what_fits_nothing_is_told_from_what_everyday_prompts_reach(folder, checkpoint):
     gallery = open_gallery(folder, checkpoint)
     best = [gallery.search(prompt, top_k=1)[0].score for prompt in EVERYDAY]
-    assert gallery.usual == pytest.approx(sorted(best)[2], abs=1e-6)
-    assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual)]) is None
-    assert gallery.nothing_fits([Match(1, folder / "0.jpg", gallery.usual - 0.01)]).startswith("nothing here fits well")
-    assert open_gallery(folder, checkpoint).usual == gallery.usual
+    assert gallery.usual_score == pytest.approx(sorted(best)[2], abs=1e-6)
+    enough, too_little = (Match(1, folder / "0.jpg", gallery.usual_score - less) for less in (0, 0.01))
+    assert gallery.nothing_fits([enough]) is None
+    assert gallery.nothing_fits([too_little]).startswith("nothing here fits well")
+    assert open_gallery(folder, checkpoint).usual_score == gallery.usual_score
     shutil.rmtree(folder)
     folder.mkdir()
-    assert open_gallery(folder, checkpoint).usual is None and open_gallery(folder, checkpoint).search("a dog") == []
+    empty = open_gallery(folder, checkpoint)
+    assert empty.usual_score is None and empty.search("a dog") == []
 
 
 # ---------------------------------------------------------------- the command

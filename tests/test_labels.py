@@ -10,8 +10,9 @@ from conftest import run_script
 from PIL import Image
 
 from config import InferenceConfig
-from inference import Gallery, read_caption_list
+from inference import Gallery
 from models import CLIP, embed_texts
+from search.caption_list import read_caption_list
 from search.kept_text_tower import open_text_tower
 from support.errors import UserError
 from support.prompts import TEMPLATES

@@ -23,8 +23,8 @@ from PIL import Image
 from dataset import read_square
 from models import CLIP
 from search.export import export_model, onnx_difference
-from search.index import split_gallery
 from search.onnx_text import PromptEncoder
+from search.pictures import pictures_of_split
 from support.errors import UserError
 from support.hub import model_card, model_folder
 
@@ -60,7 +60,7 @@ def test_the_example_ranks_as_the_command_does_and_needs_no_torch(exported, work
     folder, _ = exported
     example = (folder / "example.py").read_text(encoding="utf-8")
     assert "torch" not in re.sub('""".*?"""', "", example, flags=re.DOTALL)
-    files = split_gallery(CLIP.from_pretrained(checkpoint).config)[1]
+    files = pictures_of_split(CLIP.from_pretrained(checkpoint).config).files
     for prompt in PROMPTS:
         ask = ["--query", prompt, "--json", "--no-picture", "--no-fold", "--top-k", len(files)]
         said = json.loads(run_script("inference.py", *ask, cwd=workplace).stdout)["matches"]

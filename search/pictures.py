@@ -1,0 +1,102 @@
+"""Which pictures a gallery has: those of a folder, of tars, or of a split of the data that a model was trained on."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from search.index import INDEX_NAME, SPLIT_INDEX_NAME, IndexFile
+from support.errors import UserError
+from support.files import stamp
+from support.images import picture_files
+from support.tars import dataset_folder, is_sharded, tar_pictures
+
+
+@dataclass
+class Pictures:
+    """The pictures of a gallery.
+
+    name: what people call it. root: the folder that they all lie in. files: their paths. index_file: where what is
+    made of them is kept. Of a split also `sources`, the stamps of all that decides which photos it has, and `splits`,
+    the names of those that the data has.
+    """
+
+    name: str
+    root: Path
+    files: list
+    index_file: IndexFile
+    sources: dict = field(default_factory=dict)
+    splits: list = field(default_factory=list)
+
+
+def pictures_of_folder(folder, leave_out=None):
+    """Return the `Pictures` of a folder and the folders in it, or of a pattern of tars.
+
+    leave_out: the absolute path of a file that is none of them.
+    """
+    name = str(folder)
+    folder = Path(folder).expanduser()
+    root = dataset_folder(folder)
+    if not root.is_dir():
+        raise UserError(f"--gallery {name} is not a folder")
+    if is_sharded(folder):
+        files = tar_pictures(folder)
+        index_name = SPLIT_INDEX_NAME.format(folder.name)
+    else:
+        files = picture_files(folder)
+        index_name = INDEX_NAME
+    files = [file for file in files if os.path.abspath(file) != leave_out]
+    return Pictures(name, root, files, IndexFile(root, index_name))
+
+
+def pictures_of_split(config, split=None):
+    """Return the `Pictures` of a split of the data trained on; by default of test, or of dev where there is no test.
+
+    An index whose sources are unchanged knows which these are, so that the captions need not be read again.
+    """
+    root = dataset_folder(config.data_dir)
+    if not root.is_dir():
+        raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
+    for candidate in [split] if split else ["test", "dev"]:
+        index_file = IndexFile(root, SPLIT_INDEX_NAME.format(candidate))
+        index = index_file.read()
+        is_the_one = candidate == (split or default_split(index.splits))
+        if is_the_one and index.sources and index.sources == sources_now(index.sources, config):
+            files = [root / name for name, _, _ in index.files]
+            name = f"{config.data_dir} ({candidate} split)"
+            return Pictures(name, root, files, index_file, index.sources, index.splits)
+    return read_split(config, root, split)
+
+
+def default_split(splits):
+    """Return the split that is searched where none is named."""
+    return "test" if "test" in splits else "dev"
+
+
+def sources_now(sources, config):
+    """Return the stamps that the files among the sources of an index have now, and the seed."""
+    now = {path: stamp(Path(path)) for path in sources if path != "split_seed"}
+    return {**now, "split_seed": config.split_seed}
+
+
+def read_split(config, root, split):
+    """Return the `Pictures` of a split, by reading the captions."""
+    from dataset import SPLIT_FILES, image_path, load_splits
+
+    tables = load_splits(config.data_dir, config.split_seed)
+    splits = [name for name, table in tables.items() if len(table)]
+    split = split or default_split(splits)
+    if split not in splits:
+        choice = " or ".join(splits)
+        raise UserError(f"{config.data_dir} has no {split} photos: try --split {choice}, or --gallery DIR")
+    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
+
+    # New shards appear in a folder that also changes when an index is written there: their captions are always read.
+    sources = {}
+    if not is_sharded(config.data_dir):
+        decisive = {root / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
+        for table in tables.values():
+            decisive |= {image_path(root, name).parent for name in table["image"]}
+        sources = {str(path): stamp(path) for path in sorted(decisive)}
+        sources["split_seed"] = config.split_seed
+    index_file = IndexFile(root, SPLIT_INDEX_NAME.format(split))
+    return Pictures(f"{config.data_dir} ({split} split)", root, files, index_file, sources, splits)

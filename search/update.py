@@ -1,0 +1,130 @@
+"""Bring the index of a gallery up to date: embed the pictures that are new or have changed, and no others."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from search.index import Entry, Index
+from search.nearest import search
+from support.files import model_stamps, stamp
+from support.process import from_first_process, is_first_process, process_count, start_process
+
+SMALLEST_PART = 512  # pictures embedded before the index is saved, so that an interrupted start need not begin anew
+MOST_PARTS = 20  # of a large gallery: to write its index takes time, too
+EXCEPTIONS = 2  # everyday prompts for which a gallery may have no good picture
+
+
+def up_to_date_index(pictures, embedder, progress=True):
+    """Return the `Index` of a gallery as it is now, and how many of its pictures had to be embedded for that.
+
+    pictures: its `search.pictures.Pictures`, in whose index_file the index is kept. progress: show a progress bar; a
+    function is also told how far it is.
+    """
+    if process_count() > 1:  # they share the embedding, and look at the folder at different moments
+        start_process(embedder.device)
+    files = from_first_process(pictures.files)
+    known = index_of_this_model(pictures.index_file, embedder)
+    about = Index(
+        embedder.fingerprint,
+        model_stamps(embedder.checkpoint),
+        sources=pictures.sources,
+        splits=pictures.splits,
+    )
+
+    # What is known, and what is new?
+    stamps = {file.relative_to(pictures.root).as_posix(): stamp(file) for file in files}
+    entries = known_entries(known, stamps, pictures.root)
+    new = from_first_process([name for name in stamps if name not in entries])
+
+    # Embed what is new, a part at a time.
+    embeddings = known.embeddings  # (N, D)
+    looks = known.looks  # (N, 192)
+    part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
+    for start in range(0, len(new), part_size):
+        part = new[start : start + part_size]
+        title = f"embedding pictures, {start + len(part):,} of {len(new):,}"
+        if callable(progress):
+            progress(title)
+        paths = [pictures.root / name for name in part]
+        embedded = embedder.embed_files(paths, title if progress else None)
+        entries |= new_entries(part, stamps, embedded.faults, len(embeddings))
+        embeddings = np.concatenate([embeddings, embedded.embeddings])
+        looks = np.concatenate([looks, embedded.looks])
+        if start + len(part) < len(new):
+            # A part of a split is not to be taken for all of it, and so this one has no sources.
+            save(arranged(entries, stamps, embeddings, looks, replace(about, sources={})), pictures)
+
+    index = arranged(entries, stamps, embeddings, looks, about)
+    if index.files == known.files and known.usual is not None:
+        index.usual = known.usual
+    else:
+        index.usual = usual_score(index.embeddings, embedder)
+    if index.about() != known.about():
+        save(index, pictures)
+    return index, len(embeddings) - len(known.embeddings)
+
+
+def index_of_this_model(index_file, embedder):
+    """Return the `Index` that is kept; an empty one where there is none, or another model's."""
+    index = index_file.read()
+    embedder.recall_fingerprint(index.model_files, index.model)
+    width = embedder.config.embedding_dim
+    if index.model == embedder.fingerprint and index.embeddings.shape[1] == width:
+        return index
+    return Index(embeddings=np.empty((0, width), np.float16))
+
+
+def known_entries(known, stamps, root):
+    """Return {name: Entry} of the pictures that need not be read: they are unchanged, or not there."""
+    old = known.entries()
+    entries = {}
+    for name, its_stamp in stamps.items():
+        if its_stamp is None:
+            entries[name] = Entry(None, None, f"{root / name}: there is no such file")
+        elif name in old and old[name].stamp == its_stamp:
+            entries[name] = old[name]
+    return entries
+
+
+def new_entries(names, stamps, faults, first_row):
+    """Return {name: Entry} of pictures just embedded, of which those at the places in `faults` cannot be read."""
+    entries = {}
+    row = first_row
+    for place, name in enumerate(names):
+        error = faults.get(place)
+        if error is None:
+            entries[name] = Entry(stamps[name], row)
+            row += 1
+        elif error.errno is None:
+            entries[name] = Entry(stamps[name], None, str(error))
+        else:  # a missing permission, a drive that is away: to be tried again
+            entries[name] = Entry(None, None, str(error))
+    return entries
+
+
+def arranged(entries, names, embeddings, looks, about):
+    """Return the `Index` of the entries there are so far, in the order of the names; all else is as in `about`."""
+    there = {name: entries[name] for name in names if name in entries}
+    files = [[name, entry.stamp, entry.reason] for name, entry in there.items()]
+    rows = [entry.row for entry in there.values() if entry.reason is None]
+    if rows != list(range(len(embeddings))):  # otherwise they may stay mapped from disk
+        embeddings = embeddings[rows]
+        looks = looks[rows]
+    return replace(about, files=files, embeddings=embeddings, looks=looks)
+
+
+def save(index, pictures):
+    """Keep the index; of several processes the first does."""
+    if is_first_process():
+        pictures.index_file.save(index)
+
+
+def usual_score(embeddings, embedder):
+    """Return the score that the best picture has for nearly all `EVERYDAY` prompts, or None without pictures.
+
+    embeddings: (N, D) float16. A prompt whose best picture scores less is likely of something that is not there.
+    """
+    if not len(embeddings):
+        return None
+    best_scores, _ = search(embeddings, embedder.everyday_embeddings, 1)  # (Q, 1)
+    return float(np.sort(best_scores[:, 0])[EXCEPTIONS])
