@@ -21,9 +21,7 @@ def search(embeddings, queries, top_k):
         return best_scores, best_rows
 
     for start in range(0, len(embeddings), BLOCK):
-        block = as_float32(embeddings[start : start + BLOCK])  # (n, D)
-        with np.errstate(invalid="ignore", over="ignore"):  # of rows that hold no numbers
-            scores = queries @ block.T  # (Q, n)
+        scores = cosines(queries, embeddings[start : start + BLOCK])  # (Q, n)
         scores[~np.isfinite(scores)] = -1
 
         for query in range(len(queries)):
@@ -38,10 +36,15 @@ def search(embeddings, queries, top_k):
     return best_scores, best_rows
 
 
-def as_float32(block):
-    """Return float16 rows as float32. Torch is three times as fast at it, but to import it for that takes longer."""
-    if "torch" in sys.modules:
+def cosines(queries, rows):
+    """Return the products (Q, n) of float32 queries (Q, D) and float16 rows (n, D), in float32.
+
+    Torch is at least twice as fast, above all at reading float16; but to import it for that would take longer, and
+    less than a block is no matter: so in a small gallery scores never depend on what has been imported.
+    """
+    if "torch" in sys.modules and len(rows) == BLOCK:
         import torch
 
-        return torch.from_numpy(block).float().numpy()
-    return block.astype(np.float32)
+        return (torch.from_numpy(queries) @ torch.from_numpy(rows).float().T).numpy()
+    with np.errstate(invalid="ignore", over="ignore"):  # of rows that hold no numbers
+        return queries @ rows.astype(np.float32).T

@@ -71,12 +71,15 @@ def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(with_o
     assert np.abs(scores[0] - np.sort(exact)[::-1][:9]).max() < 1e-6
 
 
-def test_search_gives_the_same_to_the_last_bit_with_and_without_torch(monkeypatch):
+def test_search_gives_the_same_with_and_without_torch(monkeypatch):
     rows, asked = unit_rows(20_000, 64).astype(np.float16), unit_rows(3, 64, seed=1)
     scores, found = search(rows, asked, 1100)
     monkeypatch.delitem(sys.modules, "torch")
     again = search(rows, asked, 1100)
-    assert np.array_equal(scores, again[0]) and np.array_equal(found, again[1])
+    assert np.abs(scores - again[0]).max() < 1e-6
+    exact = asked.astype(np.float64) @ rows.astype(np.float64).T
+    for one in (found, again[1]):  # where two rows differ by less than float32 shows, their order may differ
+        assert np.abs(np.take_along_axis(exact, one, axis=1) - scores).max() < 1e-6
 
 
 def test_equal_pictures_keep_their_order_and_few_are_all_returned():
