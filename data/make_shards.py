@@ -48,31 +48,44 @@ def write_shards(
         raise UserError(f"--photos {photos} cannot be: it must be at least 1")
     if out.exists():
         raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
-    splits, faults = load_splits(data_dir, split_seed), inspect_dataset(data_dir, split_seed)
-    bad = dict.fromkeys(faults["missing"], "missing") | faults["unreadable"]
-    for name, reason in bad.items():
+    splits = load_splits(data_dir, split_seed)
+    report = inspect_dataset(data_dir, split_seed)
+    for name in report.missing:
+        print(f"left out: {name} (missing)")
+    for name, reason in report.unreadable.items():
         print(f"left out: {name} ({reason})")
+
     out.parent.mkdir(parents=True, exist_ok=True)
+    counts = {}  # shards of each split
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        folder, made = Path(scratch) / "shards", {}
+        folder = Path(scratch) / "shards"
         folder.mkdir()
         for split, table in splits.items():
-            captions = table[~table["image"].isin(bad)].groupby("image", sort=False)["caption"].apply(list)
+            usable = table[~table["image"].isin(report.unusable)]
+            captions = usable.groupby("image", sort=False)["caption"].apply(list)
             names = list(captions.index)
             if split == "train":
                 random.Random(seed).shuffle(names)
-            parts = np.array_split(np.arange(len(names)), math.ceil(len(names) / photos)) if names else []
-            made[split] = len(parts)
-            numbered = tqdm(enumerate(parts), f"writing {split} shards", len(parts), leave=False, disable=None)
-            for number, part in numbered:
-                samples = ((f"{place:06}", image_path(data_dir, names[place]), captions[names[place]])
-                           for place in part)
-                write_tar(folder / f"{split}-{number:05}.tar", samples)
+            samples = [(image_path(data_dir, name), captions[name]) for name in names]
+            counts[split] = write_split(folder, split, samples, photos)
         folder.rename(out)  # in one step, so an interrupted run leaves no half of the shards
-    print(f"{out} is ready: " + ", ".join(f"{count:,} shards of {split}" for split, count in made.items()))
-    if made.get("train"):
-        pattern = f"train-{{00000..{made['train'] - 1:05}}}.tar" if made["train"] > 1 else "train-00000.tar"
+
+    print(f"{out} is ready: " + ", ".join(f"{count:,} shards of {split}" for split, count in counts.items()))
+    train = counts.get("train")
+    if train:
+        pattern = f"train-{{00000..{train - 1:05}}}.tar" if train > 1 else "train-00000.tar"
         print(f'next: python train.py --data-dir "{out / pattern}"')
+
+
+def write_split(folder, split, samples, photos):
+    """Write the (photo file, captions) samples of a split, about equally many a tar; returns how many tars."""
+    if not samples:
+        return 0
+    shards = math.ceil(len(samples) / photos)
+    parts = np.array_split(np.arange(len(samples)), shards)
+    for number, places in enumerate(tqdm(parts, f"writing {split} shards", leave=False, disable=None)):
+        write_tar(folder / f"{split}-{number:05}.tar", [(f"{place:06}", *samples[place]) for place in places])
+    return shards
 
 
 def write_tar(path, samples):
@@ -80,7 +93,8 @@ def write_tar(path, samples):
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, photo, captions in samples:
             suffix = photo.suffix.lower().removeprefix(".")
-            suffix = suffix if suffix in PICTURES else "jpg"  # a label: whoever decodes it looks at the bytes
+            if suffix not in PICTURES:
+                suffix = "jpg"  # a label: whoever decodes it looks at the bytes
             text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
             for name, content in ((f"{key}.{suffix}", photo.read_bytes()), (f"{key}.txt", text.encode())):
                 member = tarfile.TarInfo(name)
