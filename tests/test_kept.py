@@ -1,20 +1,21 @@
-"""cache.py: many at once equals one by one, and what a frozen tower made is found again, and only then."""
+"""What need not be computed twice: many at once equals one by one, and what was made is found again, and only then."""
 
 import errno
 from dataclasses import replace
 
-import cache
 import pandas as pd
 import pytest
 import torch
 
+import dataset
+import train
 from config import PRESETS
-from dataset import image_loader, image_path, load_splits, pad, read_square, tokenize
+from dataset import Photos, Precomputed, image_loader, image_path, load_splits, paths_of, read_square
 from evaluate import embed_split
 from models import CLIP, embed_images, embed_texts
 from support.errors import UserError
-from support.kept import decoded_photos, memory_map
-from train import Cached, frozen_features
+from support.kept import CACHE_FOLDER, DecodedPhotos, decode_once
+from train import caption_features, photo_features, precompute
 
 SMALL = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
 
@@ -44,19 +45,41 @@ def test_embed_texts_keeps_the_order(model):
         assert (together @ together[row]).argmax() == row
 
 
-def test_features_are_what_the_towers_make(model, data):
+def frozen_features(model, table, folder, frozen, split="train", **changes):
+    """What training has beforehand of a table: `Precomputed`."""
+    return precompute(model, table, replace(model.config, data_dir=folder, workers=0, **changes), frozen, split)
+
+
+def decoded_photos(table, folder, size, split):
+    return decode_once(Photos(paths_of(table, folder), size), folder, split)
+
+
+def test_features_are_what_the_towers_make(model, data, monkeypatch):
     folder, table = data
-    features = frozen_features(model, table, folder, "both", batch_size=5)
+    monkeypatch.setattr(train, "EMBEDDED_AT_ONCE", 5)
+    features = frozen_features(model, table, folder, "both")
     paths = [image_path(folder, name) for name in table["image"].unique()]
     pixels, _, _ = next(iter(image_loader(paths, model.config.image_size, 12)))
     with torch.no_grad():
         images = model.image_encoder(pixels)
-        text = model.text_encoder(*pad(tokenize(model.text_encoder.tokenizer, [table["caption"][7]], 32), 0))
-    assert features.images.shape == (12, 1, images.shape[1]) and features.texts.shape == (len(table), text.shape[1])
-    assert torch.allclose(features.images[:, 0], images, atol=1e-5)
-    assert torch.allclose(features.texts[7], text, atol=1e-5)
-    assert frozen_features(model, table, folder, "image").texts is None
-    assert frozen_features(model, table, folder, "none") == Cached()
+        text = model.text_encoder(*model.text_encoder.tokens_of([table["caption"][7]]))
+    assert features.image_features.shape == (12, images.shape[1])
+    assert features.text_features.shape == (len(table), text.shape[1])
+    assert torch.allclose(features.image_features, images, atol=1e-5)
+    assert torch.allclose(features.text_features[7], text, atol=1e-5)
+    assert torch.equal(photo_features(model, table, folder), features.image_features)
+    assert torch.equal(caption_features(model, table, folder), features.text_features)
+
+
+def test_what_is_known_beforehand_depends_on_what_is_frozen(model, data):
+    folder, table = data
+    for frozen, expected in {
+        "none": {"decoded"}, "image": {"image_features"}, "text": {"decoded", "text_features"},
+        "both": {"image_features", "text_features"},
+    }.items():
+        known = frozen_features(model, table, folder, frozen)
+        assert {name for name, part in known._asdict().items() if part is not None} == expected
+        assert frozen_features(model, table, folder, frozen, cache=False) == Precomputed()
 
 
 def test_features_are_made_once_and_again_when_anything_changes(model, data, monkeypatch):
@@ -67,23 +90,21 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
         return lambda *arguments: (made.append(name), do(*arguments))[1]
 
     for name in ("embed_images", "embed_texts"):
-        monkeypatch.setattr(cache, name, watched(name, getattr(cache, name)))
+        monkeypatch.setattr(train, name, watched(name, getattr(train, name)))
 
     def makes(table=table, **changes):
         made.clear()
         model.config = replace(model.config, **changes)
-        features = frozen_features(model, table, folder, "both", views=changes.get("cached_views", 1))
-        return features, list(made)
+        return frozen_features(model, table, folder, "both"), list(made)
 
     first, calls = makes()
     assert calls == ["embed_images", "embed_texts"]
     again, calls = makes()
-    assert calls == [] and torch.equal(first.images, again.images) and torch.equal(first.texts, again.texts)
+    assert calls == [] and torch.equal(first.image_features, again.image_features)
+    assert torch.equal(first.text_features, again.text_features)
     assert makes(precision="bf16")[1] == ["embed_images", "embed_texts"]
     assert makes(precision="fp32")[1] == []
-    assert makes(cached_views=2)[1] == ["embed_images"] * 2  # the captions are the same
-    assert makes(cached_views=2, crop_scale=0.5)[1] == ["embed_images"] * 2
-    assert makes(cached_views=1, crop_scale=0.7)[1] == []  # a whole photo knows no crop
+    assert makes(crop_scale=0.7)[1] == []  # a whole photo knows no crop
     assert makes(table=table.head(30))[1] == ["embed_images", "embed_texts"]
     path = image_path(folder, table["image"][0])
     path.write_bytes(path.read_bytes() + b" ")
@@ -91,17 +112,9 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
     with torch.no_grad():
         next(model.text_encoder.parameters())[0, 0] += 1
     assert makes()[1] == ["embed_texts"]
-    for file in (folder / cache.CACHE_FOLDER).glob("*.safetensors"):
+    for file in (folder / CACHE_FOLDER).glob("*.safetensors"):
         file.write_bytes(b"damaged")
     assert makes()[1] == ["embed_images", "embed_texts"] and makes()[1] == []
-
-
-def test_views_are_the_whole_photo_and_crops_of_it(model, data):
-    folder, table = data
-    whole = frozen_features(model, table, folder, "image").images
-    views = frozen_features(model, table, folder, "image", views=3).images
-    assert views.shape == (12, 3, whole.shape[2]) and torch.equal(views[:, 0], whole[:, 0])
-    assert not torch.allclose(views[:, 1], views[:, 0]) and not torch.allclose(views[:, 1], views[:, 2])
 
 
 def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
@@ -110,7 +123,7 @@ def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
     features = frozen_features(model, table, folder, "both")
     for tower in (model.image_encoder, model.text_encoder):
         monkeypatch.setattr(tower, "forward", None)  # would fail if it were asked
-    quick = embed_split(model, table, folder, cached=features)
+    quick = embed_split(model, table, folder, known=features)
     assert torch.allclose(plain.image_embeddings, quick.image_embeddings, atol=1e-5)
     assert torch.allclose(plain.text_embeddings, quick.text_embeddings, atol=1e-5)
     assert torch.equal(plain.image_of_text, quick.image_of_text) and plain.files == quick.files
@@ -120,56 +133,64 @@ def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
     folder, table = data
     paths = [image_path(folder, name) for name in table["image"].unique()]
     made = []
-    monkeypatch.setattr(cache, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
-    file = decoded_photos(table, folder, 48, "train")
-    assert len(made) == 12 and memory_map(file, 48).shape == (12, 48, 48, 3)
-    assert all((memory_map(file, 48)[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
-    assert decoded_photos(table, folder, 48, "train") == file and len(made) == 12
+    monkeypatch.setattr(dataset, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
+    decoded = decoded_photos(table, folder, 48, "train")
+    assert len(made) == len(decoded) == 12 and decoded.pixels.shape == (12, 48, 48, 3)
+    assert all((decoded[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
+    assert decoded_photos(table, folder, 48, "train").path == decoded.path and len(made) == 12
     dev = decoded_photos(table.head(10), folder, 48, "dev")
     paths[3].write_bytes(paths[4].read_bytes())
     changed = decoded_photos(table, folder, 48, "train")
-    assert (memory_map(changed, 48)[3] == memory_map(changed, 48)[4]).all() and len(made) == 26
-    assert sorted(changed.parent.iterdir()) == sorted([changed, dev])  # the older one of this split is gone
+    assert (changed[3] == changed[4]).all() and len(made) == 26
+    assert sorted(changed.path.parent.iterdir()) == sorted([changed.path, dev.path])  # the older one is gone
 
 
 def test_embedding_decoded_photos_equals_embedding_files(model, data):
     folder, table = data
     decoded = decoded_photos(table, folder, model.config.image_size, "dev")
-    plain, quick = embed_split(model, table, folder), embed_split(model, table, folder, cached=Cached(decoded))
+    plain, quick = embed_split(model, table, folder), embed_split(model, table, folder, known=Precomputed(decoded))
     assert torch.equal(plain.image_embeddings, quick.image_embeddings)
 
 
 def test_an_interruption_leaves_no_half_of_a_file(data, monkeypatch):
     folder, table = data
 
-    def interrupted(path, size):
+    def interrupted(path, size, content=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(cache, "read_square", interrupted)
+        patched.setattr(dataset, "read_square", interrupted)
         decoded_photos(table, folder, 48, "train")
-    assert not list((folder / cache.CACHE_FOLDER).iterdir())
+    assert not list((folder / CACHE_FOLDER).iterdir())
 
 
 def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, monkeypatch, capsys):
     folder, table = data
 
-    def full(path, size):
+    def full(path, size, content=None):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache, "read_square", full)  # as when the row is written
+    monkeypatch.setattr(dataset, "read_square", full)  # as when the row is written
     assert decoded_photos(table, folder, 48, "train") is None
     assert "decoding them anew in every epoch" in capsys.readouterr().out
-    assert not list((folder / cache.CACHE_FOLDER).iterdir())
+    assert not list((folder / CACHE_FOLDER).iterdir())
 
 
 def test_a_file_that_is_deleted_stays_open_for_the_run_that_uses_it(data):
     folder, table = data
-    file = decoded_photos(table, folder, 48, "train")
+    decoded = decoded_photos(table, folder, 48, "train")
     paths = [image_path(folder, name) for name in table["image"].unique()]
-    loader = image_loader(paths, 48, 4, workers=1, decoded=file)
-    file.unlink()  # another run has other photos, and has pruned this file
-    assert [index for _, indices, faults in loader for index in indices if not faults] == list(range(12))
+    loader = image_loader(paths, 48, 4, workers=1, decoded=decoded)
+    decoded.path.unlink()  # another run has other photos, and has pruned this file
+    assert [row for _, rows, faults in loader for row in rows if not faults] == list(range(12))
+
+
+def test_a_worker_that_inherits_no_memory_opens_the_file_itself(data):
+    folder, table = data
+    decoded = decoded_photos(table, folder, 48, "train")
+    kind, arguments = decoded.__reduce__()  # a path and a number travel, not the pixels
+    assert kind is DecodedPhotos and arguments == (decoded.path, 48)
+    assert (kind(*arguments).pixels == decoded.pixels).all()
 
 
 def test_a_photo_that_vanishes_is_named(model, data):
@@ -188,7 +209,7 @@ def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path,
     folder.chmod(0o555)
     try:
         frozen_features(model, table, folder, "text")
-        assert not (folder / cache.CACHE_FOLDER).exists()
+        assert not (folder / CACHE_FOLDER).exists()
         assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
     finally:
         folder.chmod(0o755)
