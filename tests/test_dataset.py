@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset import (
     CaptionDataset,
+    Precomputed,
     epoch_draws,
     image_loader,
     inspect_dataset,
@@ -28,6 +29,7 @@ from dataset import (
 )
 from support.errors import UserError
 from support.images import read_image
+from support.kept import DecodedPhotos
 from support.wordpiece import train_tokenizer
 
 
@@ -205,13 +207,13 @@ def test_inspection_finds_what_is_not_as_it_should_be(photos):
                   ["sound.jpg", "copy.jpg", "truncated.jpg", "empty.jpg", "text.jpg", "missing.jpg", "in no list.jpg"])
     (photos / "Images" / "missing.jpg").unlink()
     report = inspect_dataset(photos)
-    assert report["missing"] == ["missing.jpg"]
-    assert set(report["unreadable"]) == {"truncated.jpg", "empty.jpg", "text.jpg"}
-    assert "truncated" in report["unreadable"]["truncated.jpg"]
-    assert report["duplicates"] == [["copy.jpg", "sound.jpg"]]
-    assert report["in two splits"] == ["sound.jpg"]
-    assert report["without captions"] == ["told.jpg"]
-    assert report["in no split"] == ["in no list.jpg"]
+    assert report.missing == ["missing.jpg"]
+    assert set(report.unreadable) == {"truncated.jpg", "empty.jpg", "text.jpg"}
+    assert "truncated" in report.unreadable["truncated.jpg"]
+    assert report.duplicates == [["copy.jpg", "sound.jpg"]]
+    assert report.in_two_splits == ["sound.jpg"]
+    assert report.without_captions == ["told.jpg"]
+    assert report.in_no_split == ["in no list.jpg"]
 
 
 def test_read_image_gives_upright_rgb(tmp_path):
@@ -296,9 +298,10 @@ def batches_of(pairs, epoch, workers=0):
 
 
 def equal(first, second):
+    """Whether batches are the same: pixels, tokens and the rows of their photos."""
     return len(first) == len(second) and all(
         a.shape == b.shape and (a == b).all() for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=True))
+        for a, b in zip(one[:4], other[:4], strict=True))
 
 
 def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
@@ -306,12 +309,44 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     assert len(pairs) == 96
     captions_of = table.groupby("image")["caption"].apply(set)
     for index in range(len(pairs)):
-        _, token_ids, _ = pairs.__getitems__([index])
+        item = pairs[index]
         theirs = captions_of[pairs.photos.paths[index].name]
-        assert token_ids[0].tolist() in tokenize(tokenizer, theirs, 64)
+        assert item.photo == index and item.text in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
-    assert [len(pixels) for pixels, _, _ in batches] == [32, 32, 32]
-    assert batches[0][0].shape == (32, 3, 32, 32) and batches[0][0].dtype == torch.uint8
+    assert [len(batch.pixels) for batch in batches] == [32, 32, 32]
+    assert batches[0].pixels.shape == (32, 3, 32, 32) and batches[0].pixels.dtype == torch.uint8
+    assert batches[0].image_features is None and batches[0].text_features is None
+    assert sorted(torch.cat([batch.photos for batch in batches]).tolist()) == list(range(96))
+
+
+def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    items = [pairs[row] for row in (5, 2, 9)]
+    batch = pairs.collate(items)
+    assert batch.photos.tolist() == [5, 2, 9]
+    for row, item in enumerate(items):
+        assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
+        assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
+    first, last = batch.split(2)
+    assert first.photos.tolist() == [5, 2] and last.photos.tolist() == [9] and last.image_features is None
+    assert torch.equal(torch.cat([first.pixels, last.pixels]), batch.pixels)
+    assert equal([batch.to("cpu")], [batch])
+
+
+def test_known_features_stand_in_for_photos_and_captions(sample_dir):
+    table = load_splits(sample_dir)["train"]
+    tokenizer = train_tokenizer(table["caption"], 64)
+    known = Precomputed(image_features=torch.randn(96, 7), text_features=torch.randn(len(table), 5))
+    known_pairs, (pairs, _, _) = (
+        CaptionDataset(table, sample_dir, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
+    (batch, *_), (plain, *_) = batches_of(known_pairs, epoch=2), batches_of(pairs, epoch=2)
+    assert batch.pixels is None and batch.input_ids is None and batch.attention_mask is None
+    assert torch.equal(batch.photos, plain.photos)
+    assert torch.equal(batch.image_features, known.image_features[batch.photos])
+    token_ids = tokenize(tokenizer, table["caption"], 64)
+    for features, ids, mask in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
+        caption = (known.text_features == features).all(dim=1).nonzero().item()  # the one that is drawn without them
+        assert token_ids[caption] == ids[mask.bool()].tolist()
 
 
 def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
@@ -320,13 +355,13 @@ def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
     drawn = set()
     for epoch in range(40):
         pairs.epoch = epoch
-        drawn.add(tuple(pairs.__getitems__([0])[1][0].tolist()))
+        drawn.add(tuple(pairs[0].text))
     assert drawn == {tuple(token_ids) for token_ids in tokenize(tokenizer, captions, 64)} and len(drawn) == 5
 
 
 def test_captions_are_drawn_evenly_and_apart_from_crops():
     draws = np.concatenate([epoch_draws(0, epoch, 400) for epoch in range(20)])
-    counts = np.bincount(5 * (draws[:, 0] % 5) + draws[:, 1] % 5)  # caption and view, five of each
+    counts = np.bincount(5 * (draws[:, 0] % 5) + draws[:, 1] % 5)  # caption and crop, five of each
     assert len(counts) == 25 and abs(counts - 320).max() < 90  # five standard deviations
     assert (epoch_draws(0, 1, 50) == epoch_draws(0, 1, 400)[:50]).all()
 
@@ -343,7 +378,8 @@ def test_decoded_photos_give_the_same_batches_as_their_files(tmp_path, sample_di
     pairs, _, _ = pairs_of(sample_dir)
     decoded, _, _ = pairs_of(sample_dir)
     np.stack([read_square(path, 32) for path in pairs.photos.paths]).tofile(tmp_path / "decoded.rgb")
-    decoded.photos.decoded, decoded.photos.paths = tmp_path / "decoded.rgb", [tmp_path / "gone.jpg"] * len(pairs)
+    decoded.photos.decoded = DecodedPhotos(tmp_path / "decoded.rgb", 32)
+    decoded.photos.paths = [tmp_path / "gone.jpg"] * len(pairs)
     assert equal(batches_of(pairs, epoch=3), batches_of(decoded, epoch=3, workers=2))
 
 
@@ -351,7 +387,7 @@ def test_a_dataset_smaller_than_a_batch_is_one_batch(sample_dir):
     pairs, _, _ = pairs_of(sample_dir)
     loader = training_loader(pairs, batch_size=1000)
     start_epoch(loader, 1)
-    assert [len(pixels) for pixels, _, _ in loader] == [96]
+    assert [len(batch.pixels) for batch in loader] == [96]
 
 
 def test_padding_reaches_only_the_longest_caption_of_the_batch():
@@ -376,7 +412,7 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 32, 16)
     assert [path.name for path in pairs.photos.paths] == [names[1], names[0]]
-    assert pairs.rows == [[0, 2], [1]]
+    assert pairs.captions_of == [[0, 2], [1]]
     assert [pairs.token_ids[row] for row in (0, 2, 1)] == tokenize(tokenizer, ["one", "three", "two"], 16)
 
 
