@@ -1,5 +1,6 @@
 """config.py: presets, flags, refusals, and settings that survive being saved."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,17 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from config import (
-    PRESETS,
-    Config,
-    EvaluateConfig,
-    InferenceConfig,
-    checkpoint_dir,
-    differing_settings,
-    parse,
-    parse_train,
-)
+import train
+from config import PRESETS, Config, EvaluateConfig, InferenceConfig, parse, parse_train
 from support.errors import UserError
+from support.find_run import checkpoint_dir
 
 
 def words(capsys):
@@ -50,22 +44,23 @@ def test_help_shows_field_comments_and_imports_no_torch(script):
 
 
 def test_preset_is_sample_without_flickr8k_and_says_how_to_get_it():
-    config, why = parse_train([])
-    assert config.preset == "sample" and not config.pretrained
+    config, why, named = parse_train([])
+    assert config.preset == "sample" and not config.pretrained and named is None
     assert "no data/flickr8k" in why and "python data/download_flickr8k.py" in why
 
 
 def test_preset_is_flickr8k_when_the_data_is_there():
     Path("data/flickr8k").mkdir(parents=True)
-    config, why = parse_train(["--epochs", "3"])
+    config, why, _ = parse_train(["--epochs", "3"])
     assert (config.preset, config.epochs, config.image_encoder) == ("flickr8k", 3, "resnet50")
     assert "data/flickr8k is there" in why and "python train.py sample" in why
-    assert parse_train(["sample"])[0].preset == "sample"
+    command = parse_train(["sample"])
+    assert command.config.preset == command.named == "sample"
 
 
 def test_every_run_gets_a_folder_of_its_own():
-    assert parse_train(["sample"])[0].run_dir.as_posix().startswith("runs/sample-2")
-    assert parse_train(["sample", "--run-dir", "x"])[0].run_dir == Path("x")
+    assert parse_train(["sample"]).config.run_dir.as_posix().startswith("runs/sample-2")
+    assert parse_train(["sample", "--run-dir", "x"]).config.run_dir == Path("x")
 
 
 @pytest.mark.parametrize("flags, complaint", [
@@ -131,6 +126,14 @@ def test_settings_saved_before_a_field_existed_take_its_default():
     assert Config.load("config.json") == PRESETS["sample"]
 
 
+def test_a_setting_that_has_retired_is_passed_over():
+    """A model that an earlier version made still loads."""
+    PRESETS["sample"].save("config.json")
+    values = json.loads(Path("config.json").read_text())
+    Path("config.json").write_text(json.dumps({"cached_views": 3, **values}))
+    assert Config.load("config.json") == PRESETS["sample"]
+
+
 @pytest.mark.parametrize("text, complaint", [
     ("{", "cannot be read"),
     ("[]", "must hold a JSON object"),
@@ -173,27 +176,86 @@ def test_without_a_run_the_error_says_what_to_type():
         checkpoint_dir(None)
 
 
-def test_resume_takes_the_settings_of_the_run():
+def resumed(monkeypatch, *flags):
+    """What `python train.py --resume FLAGS` goes on with."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    return train.read_again(parse_train())
+
+
+def test_resume_takes_the_settings_of_the_run(monkeypatch):
     save_run("sample-1", seconds=9, epochs=7, loss="siglip")
     save_run("sample-2", seconds=0, epochs=5)
-    config, why = parse_train(["--resume", "--run-dir", "runs/sample-1"])
+    config, why, _ = resumed(monkeypatch, "--resume", "--run-dir", "runs/sample-1")
     assert (config.epochs, config.loss, config.resume, config.run_dir) == (7, "siglip", True, Path("runs/sample-1"))
     assert why == "resuming runs/sample-1"
-    assert parse_train(["--resume"])[0].run_dir == Path("runs/sample-2")
-    assert parse_train(["--resume", "--run_dir=runs/sample-1"])[0].epochs == 7  # however the flag is written
-    config, why = parse_train(["sample", "--resume", "--epochs", "9"])
+    assert resumed(monkeypatch, "--resume").config.run_dir == Path("runs/sample-2")
+    assert resumed(monkeypatch, "--resume", "--run_dir=runs/sample-1").config.epochs == 7  # however it is written
+    config, why, _ = resumed(monkeypatch, "sample", "--resume", "--epochs", "9")
     assert config.epochs == 9 and why == "resuming runs/sample-2 with epochs 5 -> 9"
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--run-dir", "runs/killed"]])
-def test_resume_finds_a_checkpoint_that_a_kill_left_between_two_renames(flags):
+def test_resume_finds_a_checkpoint_that_a_kill_left_between_two_renames(monkeypatch, flags):
     save_run("killed", seconds=0)
     for part in ("last", "best"):
         Path("runs/killed", part).rename(Path("runs/killed", f".{part}.old"))
-    assert parse_train(flags)[0].run_dir == Path("runs/killed")
+    assert resumed(monkeypatch, *flags).config.run_dir == Path("runs/killed")
     assert checkpoint_dir(None) == Path("runs/killed/best")
+
+
+# what would show that a command line, when it is read, changes something or looks into a run
+TOUCHES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.utime", "os.link", "os.symlink",
+           "os.truncate", "shutil.rmtree", "shutil.move", "shutil.copyfile")
+touched = None
+
+
+def watch(event, arguments):
+    if touched is None:
+        return
+    opens_something = event == "open" and (arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+                                           or "runs" in str(arguments[0]))
+    if event in TOUCHES or opens_something:
+        touched.append((event, arguments))
+
+
+sys.addaudithook(watch)
+
+
+@contextlib.contextmanager
+def touches():
+    """A list that is filled with what is done to files meanwhile, and with what is read of runs."""
+    global touched
+    touched = events = []
+    try:
+        yield events
+    finally:
+        touched = None
+
+
+@pytest.mark.parametrize("flags", [
+    [], ["sample"], ["--resume"], ["--resume", "--run-dir", "runs/sample-1"], ["sample", "--resume", "--epochs", "9"]])
+def test_reading_the_flags_touches_no_file_and_no_run(monkeypatch, flags):
+    save_run("sample-1", seconds=0)
+    for part in ("last", "best"):
+        Path("runs/sample-1", part).rename(Path("runs/sample-1", f".{part}.old"))
+
+    def files():
+        return {path: (path.lstat().st_ino, path.lstat().st_ctime_ns) for path in Path().rglob("*")}
+
+    before = files()
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with touches() as events:
+        command = parse_train()
+    assert events == [] and files() == before
+    if not command.config.resume:
+        return
+    with touches() as events:  # this one does, and the test would have seen it
+        train.read_again(command)
+    assert {"open", "os.rename"} <= {event for event, _ in events} and files() != before
 
 
 def test_differing_settings_are_told():
     changed = replace(PRESETS["sample"], seed=3, loss="soft")
-    assert differing_settings(PRESETS["sample"], changed) == ["loss clip -> soft", "seed 0 -> 3"]
+    differences = PRESETS["sample"].differences(changed)
+    assert list(differences.items()) == [("loss", "loss clip -> soft"), ("seed", "seed 0 -> 3")]
+    assert PRESETS["sample"].differences(PRESETS["sample"]) == {}

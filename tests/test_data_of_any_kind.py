@@ -206,7 +206,7 @@ def test_a_picture_of_too_many_pixels_is_refused_wherever_it_is_opened(tmp_path)
 
 
 @pytest.mark.parametrize("bad, stops", [(1, False), (10, False), (11, True), (20, True)])
-def test_training_leaves_bad_photos_out_and_stops_where_more_than_half_are(tmp_path, bad, stops):
+def test_training_leaves_bad_photos_out_and_stops_where_more_than_half_are(tmp_path, capsys, bad, stops):
     names = [f"{number:02}.jpg" for number in range(20)]
     write(tmp_path / "Images", {name: GOOD["jpeg.jpg"] + bytes([number]) for number, name in enumerate(names)})
     lists = {"train": names, "dev": ["dev.jpg", "dev2.jpg"]}
@@ -222,9 +222,9 @@ def test_training_leaves_bad_photos_out_and_stops_where_more_than_half_are(tmp_p
         with pytest.raises(UserError, match=f"of 20 photos in train, {bad} are .*00.jpg.*more than 50%"):
             load_data(config)
         return
-    splits, report = load_data(config)
+    splits, report = load_data(config), capsys.readouterr().out
     assert len(splits["train"]) == 20 - bad
-    assert sum("00.jpg" in line for line in report) == 1 and f"unreadable, left out: {bad}" in "\n".join(report)
+    assert sum("00.jpg" in line for line in report.splitlines()) == 1 and f"unreadable, left out: {bad}" in report
 
 
 # ---------------------------------------------------------------- indexes in a stranger's folder

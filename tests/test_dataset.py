@@ -12,6 +12,7 @@ from PIL import Image
 
 from dataset import (
     CaptionDataset,
+    Precomputed,
     epoch_draws,
     image_loader,
     inspect_dataset,
@@ -297,9 +298,10 @@ def batches_of(pairs, epoch, workers=0):
 
 
 def equal(first, second):
+    """Whether batches are the same: pixels, tokens and the rows of their photos."""
     return len(first) == len(second) and all(
         a.shape == b.shape and (a == b).all() for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=True) if a is not None)
+        for a, b in zip(one[:4], other[:4], strict=True))
 
 
 def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
@@ -307,12 +309,44 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     assert len(pairs) == 96
     captions_of = table.groupby("image")["caption"].apply(set)
     for index in range(len(pairs)):
+        item = pairs[index]
         theirs = captions_of[pairs.photos.paths[index].name]
-        assert pairs[index].photo == index and pairs[index].text in tokenize(tokenizer, theirs, 64)
+        assert item.photo == index and item.text in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
     assert [len(batch.pixels) for batch in batches] == [32, 32, 32]
     assert batches[0].pixels.shape == (32, 3, 32, 32) and batches[0].pixels.dtype == torch.uint8
+    assert batches[0].image_features is None and batches[0].text_features is None
     assert sorted(torch.cat([batch.photos for batch in batches]).tolist()) == list(range(96))
+
+
+def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
+    pairs, _, _ = pairs_of(sample_dir)
+    items = [pairs[row] for row in (5, 2, 9)]
+    batch = pairs.collate(items)
+    assert batch.photos.tolist() == [5, 2, 9]
+    for row, item in enumerate(items):
+        assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
+        assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
+    first, last = batch.split(2)
+    assert first.photos.tolist() == [5, 2] and last.photos.tolist() == [9] and last.image_features is None
+    assert torch.equal(torch.cat([first.pixels, last.pixels]), batch.pixels)
+    assert equal([batch.to("cpu")], [batch])
+
+
+def test_known_features_stand_in_for_photos_and_captions(sample_dir):
+    table = load_splits(sample_dir)["train"]
+    tokenizer = train_tokenizer(table["caption"], 64)
+    known = Precomputed(image_features=torch.randn(96, 7), text_features=torch.randn(len(table), 5))
+    known_pairs, (pairs, _, _) = (
+        CaptionDataset(table, sample_dir, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
+    (batch, *_), (plain, *_) = batches_of(known_pairs, epoch=2), batches_of(pairs, epoch=2)
+    assert batch.pixels is None and batch.input_ids is None and batch.attention_mask is None
+    assert torch.equal(batch.photos, plain.photos)
+    assert torch.equal(batch.image_features, known.image_features[batch.photos])
+    token_ids = tokenize(tokenizer, table["caption"], 64)
+    for features, ids, mask in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
+        caption = (known.text_features == features).all(dim=1).nonzero().item()  # the one that is drawn without them
+        assert token_ids[caption] == ids[mask.bool()].tolist()
 
 
 def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
@@ -327,7 +361,7 @@ def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
 
 def test_captions_are_drawn_evenly_and_apart_from_crops():
     draws = np.concatenate([epoch_draws(0, epoch, 400) for epoch in range(20)])
-    counts = np.bincount(5 * (draws[:, 0] % 5) + draws[:, 1] % 5)  # caption and view, five of each
+    counts = np.bincount(5 * (draws[:, 0] % 5) + draws[:, 1] % 5)  # caption and crop, five of each
     assert len(counts) == 25 and abs(counts - 320).max() < 90  # five standard deviations
     assert (epoch_draws(0, 1, 50) == epoch_draws(0, 1, 400)[:50]).all()
 

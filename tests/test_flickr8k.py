@@ -38,8 +38,8 @@ def test_the_official_splits_and_the_known_faults():
     splits = load_splits(FLICKR8K)
     assert not set(splits["train"]["image"]) & set(splits["dev"]["image"])
     report = inspect_dataset(FLICKR8K)
-    assert report["duplicates"] == [["2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"]]
-    assert not any(report[fault] for fault in ("missing", "unreadable", "in two splits", "without captions"))
+    assert report.duplicates == [["2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"]]
+    assert not (report.missing or report.unreadable or report.in_two_splits or report.without_captions)
 
 
 @needs_towers

@@ -1,4 +1,4 @@
-"""What is kept on disk: what a frozen tower made is found again, and only then; and many at once equals one by one."""
+"""What need not be computed twice: many at once equals one by one, and what was made is found again, and only then."""
 
 import errno
 import pickle
@@ -11,11 +11,11 @@ import torch
 import dataset
 import train
 from config import PRESETS
-from dataset import NOTHING_KNOWN, Photos, Precomputed, image_loader, image_path, load_splits, paths_of, read_square
+from dataset import Photos, Precomputed, image_loader, image_path, load_splits, paths_of, read_square
 from evaluate import embed_split
 from models import CLIP, embed_images, embed_texts
 from support.errors import UserError
-from support.kept import CACHE_FOLDER, decode_once
+from support.kept import CACHE_FOLDER, DecodedPhotos, decode_once
 from train import caption_features, photo_features, precompute
 
 SMALL = replace(PRESETS["sample"], pretrained=True, max_tokens=32, precision="fp32", image_size=None)
@@ -46,27 +46,41 @@ def test_embed_texts_keeps_the_order(model):
         assert (together @ together[row]).argmax() == row
 
 
-def features_of(model, table, folder, frozen):
-    """What training has ready of a table where these towers are frozen: `Precomputed`."""
-    return precompute(model, table, replace(model.config, data_dir=folder, workers=0), frozen, "train")
+def frozen_features(model, table, folder, frozen, split="train", **changes):
+    """What training has beforehand of a table: `Precomputed`."""
+    return precompute(model, table, replace(model.config, data_dir=folder, workers=0, **changes), frozen, split)
 
 
-def test_features_are_what_the_towers_make(model, data):
+def decoded_photos(table, folder, size, split):
+    return decode_once(Photos(paths_of(table, folder), size), folder, split)
+
+
+def test_features_are_what_the_towers_make(model, data, monkeypatch):
     folder, table = data
-    features = features_of(model, table, folder, "both")
-    pixels, _, _ = next(iter(image_loader(paths_of(table, folder), model.config.image_size, 12)))
+    monkeypatch.setattr(train, "EMBEDDED_AT_ONCE", 5)
+    features = frozen_features(model, table, folder, "both")
+    paths = [image_path(folder, name) for name in table["image"].unique()]
+    pixels, _, _ = next(iter(image_loader(paths, model.config.image_size, 12)))
     with torch.no_grad():
         images = model.image_encoder(pixels)
         text = model.text_encoder(*model.text_encoder.tokens_of([table["caption"][7]]))
-    assert features.image_features.shape == images.shape and images.shape[0] == 12
+    assert features.image_features.shape == (12, images.shape[1])
     assert features.text_features.shape == (len(table), text.shape[1])
     assert torch.allclose(features.image_features, images, atol=1e-5)
     assert torch.allclose(features.text_features[7], text, atol=1e-5)
-    assert features_of(model, table, folder, "image").text_features is None
-    decoded, *features = features_of(model, table, folder, "none")
-    assert len(decoded) == 12 and features == [None, None]
-    without = replace(model.config, data_dir=folder, cache=False)
-    assert precompute(model, table, without, "both", "train") == NOTHING_KNOWN
+    assert torch.equal(photo_features(model, table, folder), features.image_features)
+    assert torch.equal(caption_features(model, table, folder), features.text_features)
+
+
+def test_what_is_known_beforehand_depends_on_what_is_frozen(model, data):
+    folder, table = data
+    for frozen, expected in {
+        "none": {"decoded"}, "image": {"image_features"}, "text": {"decoded", "text_features"},
+        "both": {"image_features", "text_features"},
+    }.items():
+        known = frozen_features(model, table, folder, frozen)
+        assert {name for name, part in known._asdict().items() if part is not None} == expected
+        assert frozen_features(model, table, folder, frozen, cache=False) == Precomputed()
 
 
 def test_features_are_made_once_and_again_when_anything_changes(model, data, monkeypatch):
@@ -82,7 +96,7 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
     def makes(table=table, **changes):
         made.clear()
         model.config = replace(model.config, **changes)
-        return features_of(model, table, folder, "both"), list(made)
+        return frozen_features(model, table, folder, "both"), list(made)
 
     first, calls = makes()
     assert calls == ["embed_images", "embed_texts"]
@@ -125,27 +139,20 @@ def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
     paths = paths_of(table, folder)
     made = []
     monkeypatch.setattr(dataset, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
-    decoded = decoded_photos(table, folder)
-    assert len(made) == 12 and decoded.pixels.shape == (12, 48, 48, 3)
+    decoded = decoded_photos(table, folder, 48, "train")
+    assert len(made) == len(decoded) == 12 and decoded.pixels.shape == (12, 48, 48, 3)
     assert all((decoded[row] == read_square(path, 48)).all() for row, path in enumerate(paths))
-    assert decoded_photos(table, folder).path == decoded.path and len(made) == 12
-    dev = decoded_photos(table.head(10), folder, "dev")
+    assert decoded_photos(table, folder, 48, "train").path == decoded.path and len(made) == 12
+    dev = decoded_photos(table.head(10), folder, 48, "dev")
     paths[3].write_bytes(paths[4].read_bytes())
-    changed = decoded_photos(table, folder)
+    changed = decoded_photos(table, folder, 48, "train")
     assert (changed[3] == changed[4]).all() and len(made) == 26
-    assert sorted(changed.path.parent.iterdir()) == sorted([changed.path, dev.path])  # the older one of train is gone
-
-
-def test_a_worker_that_inherits_no_memory_opens_the_decoded_photos_itself(data):
-    folder, table = data
-    decoded = decoded_photos(table, folder)
-    sent = pickle.dumps(decoded)
-    assert len(sent) < 1000 and (pickle.loads(sent)[5] == decoded[5]).all()
+    assert sorted(changed.path.parent.iterdir()) == sorted([changed.path, dev.path])  # the older one is gone
 
 
 def test_embedding_decoded_photos_equals_embedding_files(model, data):
     folder, table = data
-    decoded = decode_once(Photos(paths_of(table, folder), model.config.image_size), folder, "dev")
+    decoded = decoded_photos(table, folder, model.config.image_size, "dev")
     plain, quick = embed_split(model, table, folder), embed_split(model, table, folder, known=Precomputed(decoded))
     assert torch.equal(plain.image_embeddings, quick.image_embeddings)
 
@@ -158,7 +165,7 @@ def test_an_interruption_leaves_no_half_of_a_file(data, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(dataset, "read_square", interrupted)
-        decoded_photos(table, folder)
+        decoded_photos(table, folder, 48, "train")
     assert not list((folder / CACHE_FOLDER).iterdir())
 
 
@@ -169,17 +176,26 @@ def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(dataset, "read_square", full)  # as when the row is written
-    assert decoded_photos(table, folder) is None
+    assert decoded_photos(table, folder, 48, "train") is None
     assert "decoding them anew in every epoch" in capsys.readouterr().out
     assert not list((folder / CACHE_FOLDER).iterdir())
 
 
 def test_a_file_that_is_deleted_stays_open_for_the_run_that_uses_it(data):
     folder, table = data
-    decoded = decoded_photos(table, folder)
-    loader = image_loader(paths_of(table, folder), 48, 4, workers=1, decoded=decoded)
+    decoded = decoded_photos(table, folder, 48, "train")
+    paths = [image_path(folder, name) for name in table["image"].unique()]
+    loader = image_loader(paths, 48, 4, workers=1, decoded=decoded)
     decoded.path.unlink()  # another run has other photos, and has pruned this file
-    assert [index for _, indices, faults in loader for index in indices if not faults] == list(range(12))
+    assert [row for _, rows, faults in loader for row in rows if not faults] == list(range(12))
+
+
+def test_a_worker_that_inherits_no_memory_opens_the_file_itself(data):
+    folder, table = data
+    decoded = decoded_photos(table, folder, 48, "train")
+    kind, arguments = decoded.__reduce__()  # a path and a number travel, not the pixels
+    assert kind is DecodedPhotos and arguments == (decoded.path, 48)
+    assert (kind(*arguments).pixels == decoded.pixels).all()
 
 
 def test_a_photo_that_vanishes_is_named(model, data):
@@ -197,7 +213,7 @@ def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder.chmod(0o555)
     try:
-        caption_features(model, table, folder)
+        frozen_features(model, table, folder, "text")
         assert not (folder / CACHE_FOLDER).exists()
         assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
     finally:
