@@ -1,7 +1,6 @@
 """What need not be computed twice: many at once equals one by one, and what was made is found again, and only then."""
 
 import errno
-import pickle
 from dataclasses import replace
 
 import pandas as pd
@@ -121,7 +120,7 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
 def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
     folder, table = data
     plain = embed_split(model, table, folder)
-    features = features_of(model, table, folder, "both")
+    features = frozen_features(model, table, folder, "both")
     for tower in (model.image_encoder, model.text_encoder):
         monkeypatch.setattr(tower, "forward", None)  # would fail if it were asked
     quick = embed_split(model, table, folder, known=features)
@@ -130,13 +129,9 @@ def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
     assert torch.equal(plain.image_of_text, quick.image_of_text) and plain.files == quick.files
 
 
-def decoded_photos(table, folder, split="train"):
-    return decode_once(Photos(paths_of(table, folder), 48), folder, split)
-
-
 def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
     folder, table = data
-    paths = paths_of(table, folder)
+    paths = [image_path(folder, name) for name in table["image"].unique()]
     made = []
     monkeypatch.setattr(dataset, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
     decoded = decoded_photos(table, folder, 48, "train")
@@ -202,8 +197,8 @@ def test_a_photo_that_vanishes_is_named(model, data):
     folder, table = data
     path = image_path(folder, table["image"][0])
     path.unlink()
-    for make in (lambda: photo_features(model, table, folder),
-                 lambda: decoded_photos(table, folder)):
+    for make in (lambda: frozen_features(model, table, folder, "image"),
+                 lambda: decoded_photos(table, folder, 48, "train")):
         with pytest.raises(UserError, match=path.name):
             make()
 
