@@ -1,6 +1,5 @@
 """train.py: the arithmetic of a step, and the real command: a run, a kill, a resume, and what it refuses."""
 
-import copy
 import json
 import math
 import shutil
@@ -14,16 +13,19 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from PIL import Image
-from support.progress import new_progress
+from safetensors.torch import load_file
 
 import train
 from config import PRESETS, Config
-from dataset import CaptionDataset, load_splits, train_transform, training_loader
+from dataset import load_splits, start_epoch
 from evaluate import embed_split, report_of
 from models import CLIP
+from support.averaging import RunningMean
 from support.errors import UserError
-from support.files import recover, replacing
-from train import lr_share, moving_weights, parameter_groups, stuck, train_one_epoch, update_average
+from support.files import replacing
+from support.interruptions import repair
+from support.run import Run
+from train import lr_factor, make_phase, parameter_groups, train_one_epoch, warning_at_chance
 
 
 def lines_of(run_dir):
@@ -31,7 +33,7 @@ def lines_of(run_dir):
 
 
 def without_times(rows):
-    return [{key: value for key, value in row.items() if key not in ("seconds", "samples_per_second")} for row in rows]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -39,11 +41,11 @@ def without_times(rows):
 
 def test_learning_rate_rises_and_falls_by_hand():
     # 12 steps of which a quarter warm up: 1/3, 2/3, 1, then half a cosine over the other 9
-    shares = [lr_share(step, 12, 0.25) for step in range(12)]
-    assert shares[:3] == pytest.approx([1 / 3, 2 / 3, 1])
-    assert shares[3] == 1.0 and shares[6] == pytest.approx(0.75)  # cos(pi / 3) = 1/2
-    assert shares[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 8 / 9)))
-    assert lr_share(0, 1, 0.0) == 1.0
+    factors = [lr_factor(step, 12, 0.25) for step in range(12)]
+    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert factors[3] == 1.0 and factors[6] == pytest.approx(0.75)  # cos(pi / 3) = 1/2
+    assert factors[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 8 / 9)))
+    assert lr_factor(0, 1, 0.0) == 1.0
 
 
 def test_parameter_groups_hold_each_trained_parameter_once(sample_dir):
@@ -75,58 +77,89 @@ def test_heads_that_learn_alone_have_a_rate_of_their_own(tower_flags):
 
 
 def test_the_average_by_hand():
-    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    model = torch.nn.BatchNorm1d(2)
+    average = RunningMean(model, 0.75)
     model.weight.data.fill_(4.0)
     model.running_var.fill_(2.0)
     model.bias.requires_grad_(False).fill_(4.0)
-    update_average(*moving_weights(average, model), 0.75)
-    assert average.weight.tolist() == [1.75, 1.75]  # 3/4 of 1 and 1/4 of 4
-    assert average.running_var.tolist() == [1.25, 1.25]
-    assert average.bias.tolist() == [0.0, 0.0]  # it does not learn
-    update_average(*moving_weights(average, model.eval()), 0.0)
-    assert average.weight.tolist() == [4.0, 4.0]
-    assert average.running_var.tolist() == [1.25, 1.25]  # nor do statistics that stand still
+    average.follow(model)
+    average.update(26)  # from here on 27/36 and more are not below 3/4
+    assert average.model.weight.tolist() == [1.75, 1.75]  # 3/4 of 1 and 1/4 of 4
+    assert average.model.running_var.tolist() == [1.25, 1.25]
+    assert average.model.bias.tolist() == [0.0, 0.0]  # it does not learn
+    average.put_statistics_back()
+    assert model.running_var.tolist() == [1.25, 1.25]
+    assert model.weight.tolist() == [4.0, 4.0]  # what trains stays where training has put it
+
+    average.decay = 0.0
+    model.running_var.fill_(2.0)
+    average.follow(model.eval())
+    average.update(26)
+    assert average.model.weight.tolist() == [4.0, 4.0]
+    assert average.model.running_var.tolist() == [1.25, 1.25]  # nor do statistics that stand still
+
+
+def test_the_average_looks_back_over_few_steps_while_there_have_been_few():
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    average = RunningMean(model, 0.97)
+    average.follow(model)
+    model.weight.data.fill_(11.0)
+    average.update(0)
+    assert average.model.weight.item() == pytest.approx(9.9)  # 1/10 of 0 and 9/10 of 11
+    model.weight.data.fill_(0.0)
+    average.update(1)
+    assert average.model.weight.item() == pytest.approx(1.8)  # 2/11 of 9.9
 
 
 def test_a_loss_at_chance_is_reported():
     at = [{"train_loss": loss} for loss in (4.6, 4.59, 3.0)]
-    assert "4.61" in stuck(at[:2], 4.605) and "nothing has been learned yet" in stuck(at[:2], 4.605)
-    assert stuck(at, 4.605) is stuck(at[:1], 4.605) is stuck(at[:2], None) is None
+    warning = warning_at_chance(at[:2], 4.605)
+    assert "4.61" in warning and "nothing has been learned yet" in warning
+    assert warning_at_chance(at, 4.605) is None
+    assert warning_at_chance(at[:1], 4.605) is None
+    assert warning_at_chance(at[:2], None) is None
 
 
-SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64)
+SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64,
+                batch_size=32, crop_scale=1.0)
 
 
 def small_set_up(sample_dir, config=SMALL):
-    """A small model and what trains it: (model, its average, loader of 3 batches, optimizer)."""
-    table = load_splits(sample_dir)["train"]
+    """A small model and what trains it: (model, its average, a phase of 3 steps an epoch)."""
+    splits = load_splits(sample_dir)
     torch.manual_seed(0)
-    model = CLIP.from_config(config, table["caption"])
-    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, train_transform(32), 32, 64)
-    return model, copy.deepcopy(model), training_loader(pairs, 32), torch.optim.AdamW(parameter_groups(model, config))
+    model = CLIP.from_config(config, splits["train"]["caption"])
+    phase = make_phase(model, splits, replace(config, data_dir=sample_dir), "none", config.epochs)
+    return model, RunningMean(model, config.averaging), phase
+
+
+def first_epoch(model, average, phase, config=SMALL):
+    start_epoch(phase.loader, 1)
+    return train_one_epoch(model, average, phase, Run(config), 1, config)
 
 
 def test_the_average_follows_every_step_and_nothing_else(sample_dir):
-    model, average, loader, optimizer = small_set_up(sample_dir)
+    model, average, phase = small_set_up(sample_dir)
     mean, steps = [parameter.detach().clone() for parameter in model.parameters()], []
 
     def follow(*_):  # the mean as its formula says: 1/10 of the old at first, then 2/11, 3/12, …
-        share = min(SMALL.averaging, (1 + len(steps)) / (10 + len(steps)))
+        old = min(SMALL.averaging, (1 + len(steps)) / (10 + len(steps)))
         for value, parameter in zip(mean, model.parameters(), strict=True):
-            value.copy_(share * value + (1 - share) * parameter.detach())
-        steps.append(share)
+            value.copy_(old * value + (1 - old) * parameter.detach())
+        steps.append(old)
 
-    optimizer.register_step_post_hook(follow)
-    stage, scaler = (loader, optimizer, model, None), torch.amp.GradScaler(enabled=False)
-    train_one_epoch(model, average, stage, scaler, SMALL, 1, new_progress())
+    phase.optimizer.register_step_post_hook(follow)
+    first_epoch(model, average, phase)
     assert len(steps) == 3
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, average.parameters(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(average.parameters(), model.parameters(), strict=True))
+    averaged = list(average.model.parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(mean, averaged, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(averaged, model.parameters(), strict=True))
 
 
 def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(sample_dir):
     config = replace(SMALL, epochs=2, warmup=0.5, grad_clip=0.01, lr_image=1e-3, lr_text=2e-3, lr_heads=4e-3)
-    model, average, loader, optimizer = small_set_up(sample_dir, config)
+    model, average, phase = small_set_up(sample_dir, config)
     model.logit_scale.data.fill_(9.0)
     rates, norms = [], []
 
@@ -135,47 +168,48 @@ def test_an_epoch_follows_the_schedule_clips_gradients_and_clamps_the_scale(samp
         norms.append(torch.stack([p.grad.norm() for group in optimizer.param_groups for p in group["params"]
                                   if p.grad is not None]).norm().item())
 
-    optimizer.register_step_pre_hook(watch)
+    phase.optimizer.register_step_pre_hook(watch)
     # A scaler that multiplies the loss by 1024: gradients must be divided again before they are clipped.
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, new_progress())
+    phase.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    first_epoch(model, average, phase, config)
     for step, rate in enumerate(rates):  # 3 of 6 steps, all of them warm-up
         assert rate == pytest.approx({part: peak * (step + 1) / 3
                                       for part, peak in (("heads", 4e-3), ("image", 1e-3), ("text", 2e-3))})
     assert len(rates) == 3 and norms == pytest.approx([0.01] * 3, rel=1e-2)
     assert 4.5 < model.logit_scale.item() < math.log(100) + 1e-6  # 9.0 would have been a multiplier of 8103
-    assert row["lr_heads"] == 4e-3 and row["samples_per_second"] > 0
+    assert rates[-1]["heads"] == 4e-3
 
 
 @pytest.mark.parametrize("poison, scaled", [("loss", False), ("loss", True), ("gradient", False)])
 def test_a_number_that_is_not_finite_stops_the_run(tmp_path, sample_dir, poison, scaled):
     (tmp_path / "last").mkdir()
-    model, average, loader, optimizer = small_set_up(sample_dir)
+    model, average, phase = small_set_up(sample_dir)
     if poison == "loss":
         model.text_head.norm.bias.data.fill_(torch.nan)
     else:
         model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
+    phase.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=scaled)
     with pytest.raises(UserError, match=rf"step 1 .*learning rates heads .*image .*text .*{tmp_path}/last"):
-        scaler, config = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=scaled), replace(SMALL, run_dir=tmp_path)
-        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, config, 1, new_progress())
+        first_epoch(model, average, phase, replace(SMALL, run_dir=tmp_path))
     assert torch.equal(before, model.image_head.projection.weight)  # nothing was spoilt
 
 
 def test_an_overflow_under_a_scaler_skips_steps_but_not_for_ever(sample_dir):
-    model, average, loader, optimizer = small_set_up(sample_dir)
+    model, average, phase = small_set_up(sample_dir)
     model.text_head.norm.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = model.image_head.projection.weight.clone()
-    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     statistics = [buffer.clone() for buffer in model.image_encoder.buffers()]
-    row = train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
+    phase.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    figures = first_epoch(model, average, phase)
     assert torch.equal(before, model.image_head.projection.weight)  # three steps skipped, the scale is 8 by now
-    assert row["skipped_steps"] == 3
+    assert figures["skipped_steps"] == 3
     for buffer, known in zip(model.image_encoder.buffers(), statistics, strict=True):
         assert not buffer.is_floating_point() or torch.equal(buffer, known)  # not moved by what was skipped
+    phase.forget_steps()
+    phase.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with pytest.raises(UserError, match="stopped at step 3"):
-        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-        train_one_epoch(model, average, (loader, optimizer, model, None), scaler, SMALL, 1, new_progress())
+        first_epoch(model, average, phase)
 
 
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
@@ -187,7 +221,7 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
     assert (target / "a").read_text() == "first"
     target.rename(tmp_path / ".last.old")  # a kill between the two renames leaves this
-    recover(tmp_path)
+    repair(tmp_path)
     assert (target / "a").read_text() == "first"
     with replacing(target) as folder:
         (folder / "b").write_text("third")
@@ -201,7 +235,6 @@ def test_a_run_leaves_what_it_promises(workplace):
     run_dir = workplace / "runs" / "first"
     rows = lines_of(run_dir)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    assert abs(rows[0]["first_loss"] / math.log(32) - 1) < 0.05  # chance: unlike pairs, a model that knows nothing
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.5
     with Image.open(run_dir / "curves.png") as curves:
         assert curves.format == "PNG" and curves.width > 800
@@ -209,6 +242,18 @@ def test_a_run_leaves_what_it_promises(workplace):
     assert suffixes == {".json", ".jsonl", ".safetensors", ".png", ".md"}  # nothing pickled, no temporary left
     pictures = {"curves.png", "similarity-dev.png", "worst-dev.png"}  # other commands may have drawn more since
     assert {"best", "last", "metrics.jsonl"} | pictures <= {path.name for path in run_dir.iterdir()}
+
+
+def test_the_first_loss_of_a_run_is_that_of_chance(workplace, sample_dir):
+    config = Config.load(workplace / "runs" / "first" / "last" / "config.json")
+    splits = load_splits(sample_dir)
+    torch.manual_seed(config.seed)  # as train.py makes its model
+    model = CLIP.from_config(config, splits["train"]["caption"]).to(memory_format=torch.channels_last)
+    phase = make_phase(model, splits, config, config.freeze, config.epochs)
+    figures = first_epoch(model, RunningMean(model, config.averaging), phase, config)
+    assert abs(phase.losses[0] / math.log(32) - 1) < 0.05  # chance: unlike pairs, a model that knows nothing
+    row = lines_of(workplace / "runs" / "first")[0]
+    assert figures["train_loss"] == pytest.approx(row["train_loss"], abs=1e-5)  # these are the steps of that run
 
 
 def test_a_run_says_what_it_does(workplace, sample_dir):
@@ -361,36 +406,51 @@ def test_training_from_cached_features_equals_training_without(tmp_path, sample_
         assert row["text_to_image"] == other["text_to_image"]
 
 
-def test_the_heads_stage_trains_the_heads_and_leaves_the_towers_alone(tmp_path, sample_dir, tower_flags):
+def test_the_heads_learn_alone_first_and_leave_the_towers_as_they_are(tmp_path, sample_dir, tower_flags, monkeypatch):
     config = small_run(tmp_path, sample_dir, tower_flags, heads_first=30, feature_dropout=0.0)
-    torch.manual_seed(0)
-    model = CLIP.from_config(config)
-    average, before = copy.deepcopy(model), {name: value.clone() for name, value in model.state_dict().items()}
-    row = train.train_heads_first(
-        model, average, torch.amp.GradScaler(enabled=False), load_splits(sample_dir), config)
-    assert row["epoch"] == 0 and row["train_loss"] < 0.9 * math.log(32) < row["first_loss"]
-    for trained in (model.state_dict(), average.state_dict()):
-        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], trained[name])}
+    torch.manual_seed(config.seed)  # as train.py makes its model
+    before = CLIP.from_config(config).state_dict()
+    train_and_measure, losses = train.train_and_measure, []
+
+    def watch(model, average, phase, *arguments):
+        if phase.epochs != 30:  # the towers are about to join
+            raise KeyboardInterrupt
+        row = train_and_measure(model, average, phase, *arguments)
+        losses.append(phase.losses)
+        return row
+
+    monkeypatch.setattr(train, "train_and_measure", watch)
+    with pytest.raises(SystemExit):
+        train.main(config)
+    (row,) = lines_of(tmp_path)
+    assert len(losses) == 30 and row["epoch"] == 0
+    assert row["train_loss"] < 0.9 * math.log(32) < losses[0][0]
+    assert row["train_loss"] == pytest.approx(sum(losses[-1]) / len(losses[-1]))
+    for trained in ("weights.safetensors", "model.safetensors"):  # the weights and their average
+        after = load_file(tmp_path / "last" / trained)
+        assert set(after) == set(before)
+        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
         assert changed == {"image_head", "text_head", "logit_scale"}
 
 
 def test_a_run_stopped_after_the_heads_goes_on_as_if_it_had_not_been(tmp_path, sample_dir, tower_flags, monkeypatch):
     whole = small_run(tmp_path / "whole", sample_dir, tower_flags)
-    train.main(whole, "")
-    stopped, epoch_row = replace(whole, run_dir=tmp_path / "stopped"), train.epoch_row
+    train.main(whole)
+    stopped, train_and_measure = replace(whole, run_dir=tmp_path / "stopped"), train.train_and_measure
 
-    def stop_at_the_first_epoch(*arguments):
-        if arguments[5].epochs == 2:  # the towers' stage
+    def stop_at_the_first_epoch(model, average, phase, *arguments):
+        if phase.epochs == 2:  # that of the towers
             raise KeyboardInterrupt
-        return epoch_row(*arguments)
+        return train_and_measure(model, average, phase, *arguments)
 
-    monkeypatch.setattr(train, "epoch_row", stop_at_the_first_epoch)
-    with pytest.raises(KeyboardInterrupt):
-        train.main(stopped, "")
-    monkeypatch.setattr(train, "epoch_row", epoch_row)
+    monkeypatch.setattr(train, "train_and_measure", stop_at_the_first_epoch)
+    with pytest.raises(SystemExit) as ended:
+        train.main(stopped)
+    assert ended.value.code == 130
+    monkeypatch.setattr(train, "train_and_measure", train_and_measure)
     assert [row["epoch"] for row in lines_of(stopped.run_dir)] == [0]
     saved = Config.load(stopped.run_dir / "last" / "config.json")
-    train.main(replace(saved, run_dir=stopped.run_dir, resume=True), "")
+    train.main(replace(saved, run_dir=stopped.run_dir, resume=True))
     assert without_times(lines_of(whole.run_dir)) == without_times(lines_of(stopped.run_dir))
     for folder in ("best", "last"):
         assert (whole.run_dir / folder / "model.safetensors").read_bytes() == (
@@ -412,4 +472,4 @@ def test_without_a_test_split_the_figures_are_said_to_be_of_dev(tmp_path, sample
     (tmp_path / "data" / "Flickr_8k.testImages.txt").unlink()
     train.main(small_run(tmp_path / "run", tmp_path / "data", tower_flags, freeze="both", epochs=1), "")
     shown = capsys.readouterr().out
-    assert "on the 16 photos of the dev split" in shown and "for crops add --cached-views" in shown
+    assert "on the 16 photos of the dev split" in shown and "for crops add --no-cache" in shown
