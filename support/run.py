@@ -102,10 +102,11 @@ class Run:
         """From here on epochs are kept. A run that is resumed takes its weights, optimiser and history from last/."""
         self.model = model
         self.average = average
-        self.phase = phase
+        if not self.is_new:
+            self.load(phase)
+        self.phase = phase  # only now: what is kept after a stop must not be what was half restored
         if self.is_new:
             return
-        self.load()
         if self.epochs_done >= self.config.epochs:
             print(f"all {self.config.epochs} epochs are done: add --epochs N, more than these, to train on")
         elif phase.losses:
@@ -220,9 +221,8 @@ class Run:
             text = json.dumps(progress, indent=2) + "\n"
             (folder / "trainer.json").write_text(text, encoding="utf-8")
 
-    def load(self):
+    def load(self, phase):
         """Restore what `save` has written."""
-        phase = self.phase
         last = self.folder / "last"
         self.model.load_state_dict(load_file(last / "weights.safetensors"))
         load_moments(phase.optimizer, load_file(last / "optimizer.safetensors"))
@@ -238,14 +238,13 @@ class Run:
 
     def put_random_numbers_back(self):
         """Let torch's random numbers go on where a stop within the epoch has left them."""
-        states = self.restored_random_numbers
-        self.restored_random_numbers = None
-        if states is None or not is_first_process():  # the run was then one process: only that is saved within an epoch
-            return
+        states = self.restored_random_numbers or []
         tensors = [torch.frombuffer(bytearray.fromhex(state), dtype=torch.uint8) for state in states]
-        torch.set_rng_state(tensors[0])
-        if len(tensors) > 1:
-            torch.cuda.set_rng_state(tensors[1])
+        if tensors and is_first_process():  # the run was then one process: only that is saved within an epoch
+            torch.set_rng_state(tensors[0])
+            if len(tensors) > 1:
+                torch.cuda.set_rng_state(tensors[1])
+        self.restored_random_numbers = None  # until here a second stop keeps them
 
 
 def load_moments(optimizer, moments):

@@ -19,16 +19,16 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import data.pictures
 import pytest
 import torch
 from conftest import ROOT, save_image_tower, save_text_tower
 from safetensors.torch import load_file, save_file
-from support.runs import check_run_dir
 
 import evaluate
+import support.run
 from config import PRESETS
 from support.errors import UserError
+from support.run import Run, check_run_dir
 
 FORK = multiprocessing.get_context("forkserver")
 KILLS = 30
@@ -44,7 +44,7 @@ def as_command(folder, flags, damage, arguments):
     os.dup2(log, 1), os.dup2(log, 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a command: here loaders would ask the forkserver
-    data.pictures.draw_curves = evaluate.draw_pictures = lambda *_: None
+    support.run.draw_curves = evaluate.draw_pictures = lambda *_: None
     if damage:
         damage(*arguments)
     sys.argv = [str(ROOT / "train.py"), *map(str, flags)]
@@ -148,7 +148,7 @@ def run(start):
 
 def rows_of(folder):
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in ("seconds", "samples_per_second")} for row in rows]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def outcome(folder):
@@ -241,6 +241,52 @@ def test_a_stop_before_the_first_step_is_one_line(run, tmp_path):
     status, log = run(tmp_path, damage=early)
     assert status == 130 and log.splitlines()[-1] == "stopped; it was before anything could be kept: begin anew"
     assert "Traceback" not in log and not (tmp_path / "run").exists()
+
+
+def while_it_begins_again(when):
+    """Receive a signal in a resumed run whose steps are read again, but whose random numbers are not yet put back."""
+    owner, name = {"before": (Run, "put_random_numbers_back"), "amid": (torch, "set_rng_state")}[when]
+    put_back = getattr(owner, name)
+
+    def putting_back(*arguments):
+        receive(signal.SIGTERM)
+        put_back(*arguments)
+
+    setattr(owner, name, putting_back)
+
+
+@pytest.mark.parametrize("when", ["before", "amid"])
+def test_a_stop_before_the_first_step_of_a_resumed_run_keeps_its_random_numbers(run, whole, tmp_path, when):
+    run(tmp_path, damage=at_step, arguments=(8, receive, signal.SIGTERM))
+    kept = progress_of(tmp_path)
+    assert len(kept["losses"]) == 2 and kept["random"]
+    status, log = run(tmp_path, "--resume", damage=while_it_begins_again, arguments=(when,))
+    assert status == 130 and "2 of 6 steps are done" in log, log
+    assert progress_of(tmp_path) == kept
+    assert run(tmp_path, "--resume")[0] == 0 and outcome(tmp_path) == whole[0]
+
+
+# ---------------------------------------------------------------- a run of the previous version
+
+
+def test_a_run_that_the_previous_version_left_within_an_epoch_goes_on(run, whole, tmp_path):
+    run(tmp_path, damage=at_step, arguments=(8, receive, signal.SIGTERM))
+    kept = progress_of(tmp_path)
+    figures = {"first_loss": 2.8, "lr_heads": 0.002, "samples_per_second": 99.0}  # which its rows had as well
+    rows = [{**row, **figures} for row in kept["history"]]
+    written = {"random": kept["random"], "epoch": 1, "best": kept["best"], "history": rows, "losses": kept["losses"],
+               "skipped_steps": 0, "scaler": {}}
+    assert set(written) == set(kept) and kept["epoch"] == 1
+    last = tmp_path / "run" / "last"
+    (last / "trainer.json").write_text(json.dumps(written, indent=2) + "\n")
+    settings = json.loads((last / "config.json").read_text())
+    (last / "config.json").write_text(json.dumps(settings | {"cached_views": 1}, indent=2) + "\n")
+
+    status, log = run(tmp_path, "--resume")
+    assert status == 0 and "going on after epoch 1 of 3, step 2 of the next" in log, log
+    (rows, weights), (expected_rows, expected_weights) = outcome(tmp_path), whole[0]
+    assert weights == expected_weights
+    assert rows == [expected_rows[0] | figures, *expected_rows[1:]]
 
 
 # ---------------------------------------------------------------- a full disk
