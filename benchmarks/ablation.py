@@ -9,7 +9,6 @@ is that of the ancestors' epoch with the lowest validation loss, as they choose 
 choose nothing on dev. Seconds are those of training and of measuring dev, without the features of frozen towers.
 """
 
-import copy
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -22,17 +21,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from support.progress import new_progress
 
 from benchmarks import seed_recipe
 from config import PRESETS
 from dataset import load_splits
 from evaluate import embed_split, report_of
 from models import CLIP, clip_loss
+from support.averaging import RunningMean
 from support.errors import one_line_errors
 from support.files import write_file
 from support.process import start_process
-from train import epoch_row, prepare, train_heads_first
+from support.run import Run
+from train import heads_learn_first, make_phase, train_and_measure
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ LEVERS = {  # changes of our recipe, one at a time
         "batch 512": {"batch_size": 512},
         "sigmoid loss": {"loss": "siglip"},
         "soft targets, detached": {"loss": "soft"},
-        "4 cropped views of each photo": {"cached_views": 4},
     },
     "towers": {
         "our recipe": {},
@@ -94,14 +93,20 @@ def ours(flags, splits, config):
     """Train as train.py does, without its files; returns the report of the last epoch and the seconds of all."""
     torch.manual_seed(config.seed)
     model = CLIP.from_config(config).to(start_process("auto"), memory_format=torch.channels_last)
-    average, rows = copy.deepcopy(model), []
-    scaler = torch.amp.GradScaler(enabled=model.compute_dtype() == torch.float16)
-    if config.heads_first and config.freeze != "both":
-        rows.append(train_heads_first(model, average, scaler, splits, config))
-    stage = prepare(model, splits, config, config.freeze)
-    rows += [epoch_row(model, average, stage, scaler, splits, config, epoch, new_progress())
-             for epoch in range(1, config.epochs + 1)]
-    return rows[-1], sum(row["seconds"] for row in rows)
+    average = RunningMean(model, config.averaging)
+    run = Run(config)
+    phases = []
+    if heads_learn_first(config):
+        phases.append(("both", config.heads_first))
+    phases.append((config.freeze, config.epochs))
+    seconds = 0
+    for frozen, epochs in phases:
+        phase = make_phase(model, splits, config, frozen, epochs)
+        for epoch in range(1, epochs + 1):
+            row = train_and_measure(model, average, phase, run, epoch, splits, config)
+            phase.forget_steps()
+            seconds += row["seconds"]
+    return row, seconds
 
 
 def ancestors(flags, splits, config, **repairs):

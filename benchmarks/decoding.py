@@ -22,12 +22,21 @@ import torch
 import tyro
 from torch.utils.data import DataLoader, Dataset
 
-from dataset import CaptionDataset, image_loader, start_epoch, train_transform, training_loader
+from dataset import (
+    NOTHING_KNOWN,
+    CaptionDataset,
+    Photos,
+    Precomputed,
+    image_loader,
+    paths_of,
+    start_epoch,
+    train_transform,
+    training_loader,
+)
 from support.errors import UserError, one_line_errors
 from support.images import picture_files
-from support.kept import decoded_photos
+from support.kept import decode_once
 from support.wordpiece import train_tokenizer
-from train import Cached
 
 
 @dataclass(frozen=True)
@@ -75,11 +84,12 @@ def main(flags):
         table = pd.DataFrame({"image": [path.relative_to(flags.photos).as_posix() for path in paths]})
         table["caption"] = "Two people sit near the beach ."
         tokenizer = train_tokenizer(table["caption"], 64)
-        decoded = decoded_photos(table, folder, flags.size, "benchmark")
+        decoded = decode_once(Photos(paths_of(table, folder), flags.size), folder, "benchmark")
         ways = {
             "ancestors": DataLoader(AncestorFiles(paths, flags.size), 32),
-            **{way: training_loader(CaptionDataset(table, folder, tokenizer, crop, flags.size, 64, cached=cached), 256)
-               for way, cached in (("decoding every time", None), ("decoded once", Cached(decoded)))},
+            **{way: training_loader(CaptionDataset(table, folder, tokenizer, crop, flags.size, 64, known=known),
+                                    min(256, len(paths)))
+               for way, known in (("decoding every time", NOTHING_KNOWN), ("decoded once", Precomputed(decoded)))},
             "decoded once, not cropped": image_loader(paths, flags.size, 256, decoded=decoded),
         }
         rates = {way: [] for way in ways}

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,16 +23,25 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import tyro
-from support.progress import new_progress
 
 from benchmarks.seed_recipe import BATCH_SIZE, RATES, WEIGHT_DECAY, CaptionRows, batch_loss, unscaled
 from config import PRESETS
 from data.sample_scenes import write_sample
-from dataset import CaptionDataset, load_splits, train_transform, training_loader
-from models import CLIP
+from dataset import (
+    NOTHING_KNOWN,
+    CaptionDataset,
+    Precomputed,
+    load_splits,
+    start_epoch,
+    train_transform,
+    training_loader,
+)
+from models import CLIP, TextEncoder
+from support.averaging import RunningMean
 from support.errors import one_line_errors
 from support.process import start_process
-from train import Cached, frozen_features, parameter_groups, train_one_epoch
+from support.run import Run
+from train import Phase, parameter_groups, precompute, train_one_epoch
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,12 @@ def ancestors(model, table, data_dir):
     model.config = replace(model.config, precision="fp32", feature_dropout=0.0)
     model.feature_dropout.p = 0.0
     model.image_encoder.to(memory_format=torch.contiguous_format)
-    rows = CaptionRows(table, data_dir, model, Cached())
+    rows = CaptionRows(table, data_dir, model, NOTHING_KNOWN)
     groups = [{"params": [parameter], "lr": RATES["heads"]} for parameter in model.parameters()
               if parameter.requires_grad]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
-    model.text_encoder.forward = model.text_encoder.pooled  # whole batches, padding and all
+    # whole batches, padding and all
+    model.text_encoder.forward = partial(TextEncoder.forward.__wrapped__, model.text_encoder)
     model.train()
     while True:
         for start in range(0, len(rows) - BATCH_SIZE + 1, BATCH_SIZE):
@@ -74,12 +85,15 @@ def ancestors(model, table, data_dir):
 
 def repeated(table, cached, pairs):
     """Return a captions table of that many photos and its features, made of those given over and over."""
-    names, images = list(table["image"].unique()), len(cached.images)
+    names, images = list(table["image"].unique()), len(cached.image_features)
     copies = -(-pairs // images)
     tables = [table.assign(image=[f"{copy}/{name}" for name in table["image"]]) for copy in range(copies)]
     whole = pd.concat(tables, ignore_index=True)
     kept = whole["image"].isin(set([f"{copy}/{name}" for copy in range(copies) for name in names][:pairs]))
-    features = Cached(images=cached.images.repeat(copies, 1, 1)[:pairs], texts=cached.texts.repeat(copies, 1)[kept])
+    features = Precomputed(
+        image_features=cached.image_features.repeat(copies, 1)[:pairs],
+        text_features=cached.text_features.repeat(copies, 1)[kept],
+    )
     return whole[kept].reset_index(drop=True), features
 
 
@@ -90,11 +104,26 @@ def ours(model, table, cached, flags):
     transform = train_transform(model.config.image_size)
     pairs = CaptionDataset(table, "", tower.tokenizer, transform, model.config.image_size, tower.max_tokens, 0, cached)
     loader = training_loader(pairs, config.batch_size)
-    stage = loader, torch.optim.AdamW(parameter_groups(model, config), fused=True), model, None
-    average, scaler = copy.deepcopy(model), torch.amp.GradScaler(enabled=False)
+    phase = Phase(
+        pairs=pairs,
+        loader=loader,
+        forward=model,
+        weights=[parameter for parameter in model.parameters() if parameter.requires_grad],
+        optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
+        scaler=torch.amp.GradScaler(enabled=False),
+        epochs=config.epochs,
+        warmup=config.warmup,
+        device=model.device,
+        chance_loss=None,
+        dev_known=NOTHING_KNOWN,
+    )
+    average = RunningMean(model, config.averaging)
+    run = Run(config)
     for epoch in range(1, 2 + flags.rounds):
         start = time.perf_counter()
-        train_one_epoch(model, average, stage, scaler, config, epoch, new_progress())
+        start_epoch(loader, epoch)
+        train_one_epoch(model, average, phase, run, epoch, config)
+        phase.forget_steps()
         yield (time.perf_counter() - start) / (len(loader) * loader.batch_size)
 
 
@@ -111,7 +140,7 @@ def main(flags):
         model = CLIP.from_config(config, table["caption"]).to(start_process("cpu"), memory_format=torch.channels_last)
         model.freeze("both")
         start = time.perf_counter()
-        cached = frozen_features(model.eval(), table, data_dir, "both", 64)
+        cached = precompute(model.eval(), table, replace(config, data_dir=data_dir, workers=0), "both", "train")
         embedding = time.perf_counter() - start
         theirs, own = ancestors(model, table, data_dir), ours(model, table, cached, flags)
         next(theirs), next(own)  # these warm up
@@ -127,8 +156,8 @@ def main(flags):
     for way, values in seconds.items():
         median = statistics.median(values)
         print(f"| {way} | {median:,.2f} ({min(values):,.2f} to {max(values):,.2f}) | {first / median:,.0f} |")
-    photos = len(cached.images)
-    print(f"\nfeatures, once: {embedding:.1f} s for {photos:,} photos and {len(cached.texts):,} captions "
+    photos = len(cached.image_features)
+    print(f"\nfeatures, once: {embedding:.1f} s for {photos:,} photos and {len(cached.text_features):,} captions "
           f"({embedding / photos * flags.pairs:,.0f} s for {flags.pairs:,}), or less where they were on disk")
 
 

@@ -8,7 +8,6 @@ already, and fed by the training loader from a cache of drawn pixels. Peaks are 
 product, and a large copy. FLOPs are counted as in training_step.py. Bytes are an estimate, not a count: see `traffic`.
 """
 
-import copy
 import sys
 import tempfile
 import time
@@ -25,12 +24,14 @@ from transformers import DistilBertConfig
 
 from benchmarks.training_step import GFLOP
 from config import PRESETS
-from dataset import CaptionDataset, start_epoch, train_transform, training_loader
+from dataset import CaptionDataset, Precomputed, start_epoch, train_transform, training_loader
 from models import CLIP
+from support.averaging import RunningMean
 from support.errors import one_line_errors
+from support.kept import DecodedPhotos
 from support.process import start_process
 from support.wordpiece import train_tokenizer
-from train import Cached, moving_weights, parameter_groups, update_average
+from train import parameter_groups
 
 CAPTION = " ".join(["dog"] * 22)  # 24 tokens with the one of the start and the one of the end
 
@@ -57,7 +58,8 @@ def set_up(folder, flags, **changes):
     np.random.default_rng(0).integers(256, size=(flags.photos, size, size, 3), dtype=np.uint8).tofile(path)
     table = pd.DataFrame({"image": [f"{row}.jpg" for row in range(flags.photos)], "caption": CAPTION})
     transform = train_transform(size, config.crop_scale, config.flip)
-    pairs = CaptionDataset(table, folder, model.text_encoder.tokenizer, transform, size, 64, cached=Cached(path))
+    known = Precomputed(DecodedPhotos(path, size))
+    pairs = CaptionDataset(table, folder, model.text_encoder.tokenizer, transform, size, 64, known=known)
     pin = model.logit_scale.device.type == "cuda"
     return model, [training_loader(pairs, count, flags.workers, pin) for count in flags.batch_sizes]
 
@@ -71,26 +73,26 @@ def batches(loader):
 
 def rate(model, source, steps):
     """Return samples a second of the training step over the batches of an iterator."""
-    device, average = model.logit_scale.device, copy.deepcopy(model)
+    device, average, start = model.device, RunningMean(model, 0.97), None
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=model.compute_dtype() == torch.float16)
-    (means, weights), start = moving_weights(average, model), None
+    average.follow(model)
     for index in range(3 + steps):
         if index == 3:
             start = wait(device)
-        batch = [part.to(device, non_blocking=True) for part in next(source)]
+        batch = next(source).to(device)
         with model.autocast():
-            embeddings = model(*batch)
+            embeddings = model(batch)
         optimizer.zero_grad(set_to_none=True)
         loss = model.loss(*embeddings)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(weights, model.config.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), model.config.grad_clip)
         loss.item()  # train.py looks at every loss
         scaler.step(optimizer)
         scaler.update()
-        update_average(means, weights, 0.97)
-    return steps * len(batch[0]) / (wait(device) - start)
+        average.update(index)
+    return steps * len(batch.photos) / (wait(device) - start)
 
 
 def wait(device):
@@ -134,10 +136,10 @@ def traffic(model, batch):
 
     hooks = [module.register_forward_hook(count) for module in model.modules()]
     with torch.no_grad(), model.autocast():
-        model(*batch)
+        model(batch)
     for hook in hooks:
         hook.remove()
-    return 5 * sum(sizes) / len(batch[0]) / 1e9
+    return 5 * sum(sizes) / len(batch.photos) / 1e9
 
 
 def main(flags):
@@ -154,12 +156,12 @@ def main(flags):
         for loader in loaders:
             batch = [part.to(device) for part in next(batches(loader))]
             gigabytes = traffic(model, [part[:32] for part in batch])
-            gflop = GFLOP[0] + GFLOP[1] * batch[1].shape[1]
+            gflop = GFLOP[0] + GFLOP[1] * batch.input_ids.shape[1]
             torch.cuda.reset_peak_memory_stats()
             there = rate(model, iter(lambda batch=batch: batch, None), flags.steps)
             fed = rate(model, batches(loader), flags.steps)
             peak = torch.cuda.max_memory_allocated() / 1e9
-            print(f"| {len(batch[0]):,} | {there:,.0f} | {100 * there * gflop / flops / 1e3:.0f} % "
+            print(f"| {len(batch.photos):,} | {there:,.0f} | {100 * there * gflop / flops / 1e3:.0f} % "
                   f"| {100 * there * gigabytes / bandwidth / 1e3:.0f} % | {fed:,.0f} "
                   f"| {100 * max(0, 1 - fed / there):.0f} % | {peak:.1f} |", flush=True)
 

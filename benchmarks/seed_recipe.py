@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from config import PRESETS
-from dataset import image_path, load_splits, pad, read_square, tokenize
+from dataset import NOTHING_KNOWN, image_path, load_splits, pad, read_square, tokenize
 from evaluate import embed_split, recall_table, report_of
 from models import CLIP
 from support.errors import UserError, one_line_errors
 from support.files import replacing
 from support.process import start_process
-from train import frozen_features
+from train import precompute
 
 RATES = {"heads": 1e-3, "image_encoder": 1e-4, "text_encoder": 1e-5}
 BATCH_SIZE = 32
@@ -82,16 +82,23 @@ class CaptionRows(Dataset):
         return len(self.names)
 
     def __getitem__(self, row):
-        if self.features.images is not None:
-            return self.features.images[self.photos[row], 0], self.features.texts[row]
+        if self.features.image_features is not None:
+            return self.features.image_features[self.photos[row]], self.features.text_features[row]
         path = image_path(self.data_dir, self.names[row])
         return torch.from_numpy(read_square(path, self.size)), self.token_ids[row]
 
     def collate(self, items):
         images, texts = zip(*items, strict=True)
-        if self.features.images is not None:
+        if self.features.image_features is not None:
             return torch.stack(images), torch.stack(texts), None
         return torch.stack(images).permute(0, 3, 1, 2), *pad(texts, self.pad_id)
+
+
+def features_of(model, table, config, split):
+    """Return what is known of a table: the features of frozen towers, but no decoded photos."""
+    if config.freeze == "none":
+        return NOTHING_KNOWN
+    return precompute(model, table, config, config.freeze, split)
 
 
 def batch_loss(model, batch, loss):
@@ -119,7 +126,7 @@ def train(flags, splits, config, loss=unscaled, one_caption=False):
     for head in (model.image_head, model.text_head):
         torch.nn.init.zeros_(head.norm.bias)  # its random start is ours
     sets = {split: CaptionRows(splits[split], config.data_dir, model,
-                               frozen_features(model, splits[split], config.data_dir, config.freeze, 64))
+                               features_of(model, splits[split], config, split))
             for split in ("train", "dev")}
     captions_of = splits["train"].reset_index().groupby("image", sort=False)["index"]
     groups = [{"params": [parameter], "lr": RATES.get(name.split(".")[0], RATES["heads"])}

@@ -8,7 +8,7 @@ and the running mean; all layers train in both. Each way runs in processes of it
 its memory is its own. The last lines give the share of the measured matrix-product peak of this machine.
 """
 
-import copy
+import itertools
 import resource
 import statistics
 import subprocess
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,12 +30,14 @@ from transformers import DistilBertConfig
 from benchmarks.seed_recipe import RATES, WEIGHT_DECAY, batch_loss, unscaled
 from config import PRESETS
 from data.sample_scenes import all_scenes, captions_of
-from dataset import pad, tokenize
-from models import CLIP
+from dataset import Batch, pad, tokenize
+from models import CLIP, TextEncoder
+from support.averaging import RunningMean
+from support.big_batch import MicroBatches
 from support.errors import one_line_errors
 from support.process import start_process
 from support.wordpiece import train_tokenizer
-from train import moving_weights, parameter_groups, update_average
+from train import parameter_groups
 
 GFLOP = 24.3, 6.2 / 24  # forward and backward: of a photo at 224 pixels in ResNet50, of a token in DistilBERT
 
@@ -73,7 +76,7 @@ def steps(flags):
         model.config = replace(model.config, precision="fp32")
         model.image_encoder.to(memory_format=torch.contiguous_format)
         model.image_encoder.forward = lambda pixels: model.image_encoder.backbone(pixels)
-        model.text_encoder.forward = model.text_encoder.pooled
+        model.text_encoder.forward = partial(TextEncoder.forward.__wrapped__, model.text_encoder)
         pixels = ((pixels - model.image_encoder.mean) / model.image_encoder.std).contiguous()
         input_ids, mask = (torch.nn.functional.pad(tensor, (0, 200 - tensor.shape[1])) for tensor in (input_ids, mask))
         groups = [{"params": [parameter], "lr": RATES.get(name.split(".")[0], RATES["heads"])}
@@ -85,17 +88,19 @@ def steps(flags):
             optimizer.step()
             yield
     model.to(start_process("cpu"), memory_format=torch.channels_last)
-    pixels, average = pixels.contiguous(memory_format=torch.channels_last), copy.deepcopy(model)
+    pixels, average = pixels.contiguous(memory_format=torch.channels_last), RunningMean(model, 0.97)
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
-    moving = moving_weights(average, model)
-    while True:
+    average.follow(model)
+    batch = Batch(torch.arange(len(pixels)), pixels, input_ids, mask, None, None)
+    forward = MicroBatches(model, flags.micro_batch) if "micro" in flags.way else model
+    for step in itertools.count():
         with model.autocast():
-            embeddings = model(pixels, input_ids, mask)
+            embeddings = forward(batch)
         optimizer.zero_grad(set_to_none=True)
         model.loss(*embeddings).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), model.config.grad_clip)
         optimizer.step()
-        update_average(*moving, 0.97)
+        average.update(step)
         yield
 
 

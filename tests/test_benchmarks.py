@@ -7,10 +7,9 @@ from conftest import run_script
 
 from benchmarks import contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
 from benchmarks.seed_recipe import seed_loss
-from config import checkpoint_dir
-from dataset import load_splits
+from dataset import Precomputed, load_splits
 from models import CLIP
-from train import Cached
+from support.find_run import checkpoint_dir
 
 
 def test_the_ancestors_loss_equals_loops():
@@ -46,7 +45,7 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     shown = run_script("benchmarks/ablation.py", "frozen", *towers, "--epochs", 1, "--seeds", 2, "--output", "table.md",
                        cwd=tmp_path).stdout
     rows = (tmp_path / "table.md").read_text()
-    assert rows in shown and rows.count("\n| ") == 18 and "| our recipe |" in rows
+    assert rows in shown and rows.count("\n| ") == 17 and "| our recipe |" in rows
     shown = run_script("benchmarks/ablation.py", "towers", *towers, "--epochs", 1, "--seeds", 1, "--only", "text tower",
                        cwd=tmp_path).stdout
     assert "| text tower frozen |" in shown
@@ -76,10 +75,10 @@ def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower
 
 def test_repeated_features_stand_beside_their_captions(sample_dir):
     table = load_splits(sample_dir)["train"].head(15)  # three photos, five captions each
-    cached = Cached(images=torch.arange(3.0).view(3, 1, 1), texts=torch.arange(15.0).view(15, 1))
+    cached = Precomputed(None, torch.arange(3.0).view(3, 1), torch.arange(15.0).view(15, 1))
     whole, features = frozen_epoch.repeated(table, cached, pairs=7)
-    assert features.images.flatten().tolist() == [0, 1, 2, 0, 1, 2, 0] and whole["image"].nunique() == 7
-    captions = [table["caption"][int(row)] for row in features.texts]
+    assert features.image_features.flatten().tolist() == [0, 1, 2, 0, 1, 2, 0] and whole["image"].nunique() == 7
+    captions = [table["caption"][int(row)] for row in features.text_features]
     assert list(whole["caption"]) == captions and len(captions) == 35
 
 
@@ -91,6 +90,6 @@ def test_the_gpu_benchmark_says_where_there_is_none_and_its_parts_work(tmp_path,
     model, (loader,) = gpu.set_up(tmp_path, flags, image_encoder="test_resnet", image_size=32,
                                   text_encoder="scratch", scratch_layers=1, scratch_width=64)
     batch = next(gpu.batches(loader))
-    assert batch[0].shape == (4, 3, 32, 32) and batch[1].shape == (4, 24)
+    assert batch.pixels.shape == (4, 3, 32, 32) and batch.input_ids.shape == (4, 24)
     assert gpu.rate(model, gpu.batches(loader), steps=1) > 0 and gpu.traffic(model, batch) > 0
     assert all(peak > 0 for peak in gpu.peaks(torch.device("cpu"), size=64))

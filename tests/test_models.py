@@ -13,11 +13,12 @@ from transformers import DistilBertConfig
 
 import models
 from config import PRESETS
-from dataset import pad, tokenize
+from dataset import Batch, pad, tokenize
 from models import CLIP, Dropout, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
-from support.big_batch import StreamedClipLoss
+from support import big_batch
+from support.big_batch import MicroBatches, streamed_clip_loss
 from support.errors import UserError
-from support.process import resolve_device, resolve_dtype
+from support.process import choose_device, choose_dtype
 from support.wordpiece import train_tokenizer
 
 CAPTIONS = ["A dog runs through the water .", "Two people sit near the beach .", "Children play soccer ."]
@@ -33,6 +34,10 @@ def small_clip(**changes):
 def text_batch(model, texts=CAPTIONS):
     tower = model.text_encoder
     return pad(tokenize(tower.tokenizer, texts, tower.max_tokens), tower.tokenizer.pad_token_id)
+
+
+def batch_of(pixels, input_ids, attention_mask):
+    return Batch(torch.arange(len(pixels)), pixels, input_ids, attention_mask, None, None)
 
 
 def pixel_batch(count=3, size=32):
@@ -87,9 +92,9 @@ def test_losses_equal_naive_loops(scale):
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 100])
 def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypatch, rows):
-    monkeypatch.setattr(models, "STREAMED_ROWS", rows)
+    monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", rows)
     results = []
-    for loss in (clip_loss, StreamedClipLoss.apply):
+    for loss in (clip_loss, streamed_clip_loss):
         inputs = [*embeddings(count=14), torch.tensor(9.0, dtype=torch.float64)]
         value = loss(*(tensor.requires_grad_() for tensor in inputs))
         results.append([value, *torch.autograd.grad(3 * value, inputs)])
@@ -100,7 +105,7 @@ def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypa
 def test_a_large_batch_has_its_loss_streamed(monkeypatch):
     model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
     plain = model.loss(images, texts)
-    monkeypatch.setattr(models, "STREAMED_ROWS", 2)
+    monkeypatch.setattr(models, "STREAMED_PAIRS", 16)
     streamed = model.loss(images, texts)
     assert type(streamed.grad_fn).__name__ == "StreamedClipLossBackward" and torch.allclose(plain, streamed)
 
@@ -147,7 +152,7 @@ def test_resnet50_and_distilbert_have_the_widths_of_the_readme(tmp_path):
         assert image_encoder(pixel_batch(1, 64)).shape == (1, 2048) and image_encoder.feature_dim == 2048
     DistilBertConfig(vocab_size=100).save_pretrained(tmp_path)
     train_tokenizer(CAPTIONS, 64).save_pretrained(tmp_path)
-    text_encoder = TextEncoder(str(tmp_path), pretrained=False)
+    text_encoder = TextEncoder.from_name(str(tmp_path), pretrained=False)
     assert text_encoder.feature_dim == 768 and text_encoder.max_tokens == 64
     with torch.inference_mode():
         assert text_encoder(*pad([[2, 5, 3]], 0)).shape == (1, 768)
@@ -176,7 +181,7 @@ def test_pixels_are_normalised_as_the_tower_was_trained(tmp_path):
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_half_precision_bert_from_a_folder(tmp_path, pooling):
     bert = save_text_tower(tmp_path, CAPTIONS)
-    tower = TextEncoder(str(tmp_path), pooling=pooling).eval()
+    tower = TextEncoder.from_name(str(tmp_path), pooling=pooling).eval()
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
     token_ids = tokenize(tower.tokenizer, CAPTIONS, 32)
     with torch.inference_mode():
@@ -188,7 +193,7 @@ def test_a_half_precision_bert_from_a_folder(tmp_path, pooling):
 
 def test_without_pretrained_the_weights_of_the_folder_are_not_used(tmp_path):
     bert = save_text_tower(tmp_path, CAPTIONS)
-    tower = TextEncoder(str(tmp_path), pretrained=False)
+    tower = TextEncoder.from_name(str(tmp_path), pretrained=False)
     name = "encoder.layer.0.output.dense.weight"
     assert not torch.allclose(tower.backbone.state_dict()[name], bert.state_dict()[name])
     assert {parameter.dtype for parameter in tower.parameters()} == {torch.float32}
@@ -203,8 +208,8 @@ def test_an_image_size_that_does_not_fit_is_named():
     (lambda: ImageEncoder("resnet5000"), "image tower 'resnet5000'.*--image-encoder"),
     (lambda: ImageEncoder("local-dir:nowhere"), "local-dir:nowhere"),
     (lambda: ImageEncoder("resnet50"), "image tower 'resnet50'.*connect.*--no-pretrained"),
-    (lambda: TextEncoder("distilbert-base-uncased"), "text tower 'distilbert-base-uncased'.*connect"),
-    (lambda: TextEncoder("./nowhere"), "text tower './nowhere'.*--text-encoder"),
+    (lambda: TextEncoder.from_name("distilbert-base-uncased"), "text tower 'distilbert-base-uncased'.*connect"),
+    (lambda: TextEncoder.from_name("./nowhere"), "text tower './nowhere'.*--text-encoder"),
 ])
 def test_towers_that_cannot_be_had_end_in_one_line(build, complaint):
     with pytest.raises(UserError, match=complaint) as error:
@@ -229,7 +234,7 @@ def test_projection_head_is_the_one_described():
 def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():
     model = small_clip().eval()
     with torch.inference_mode():
-        images, texts = model(pixel_batch(), *text_batch(model))
+        images, texts = model(batch_of(pixel_batch(), *text_batch(model)))
         assert images.shape == texts.shape == (3, 32) and images.dtype == texts.dtype == torch.float32
         assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(texts.norm(dim=1), torch.ones(3))
         assert torch.allclose(images[1:2], model.encode_image(pixel_batch()[1:2]), atol=1e-5)
@@ -244,7 +249,7 @@ def test_training_starts_at_chance(tower_flags):
         for changes in ({"pretrained": False}, {"pretrained": True, "max_tokens": 32, **tower_flags}):
             model = CLIP.from_config(replace(SMALL, embedding_dim=256, **changes), CAPTIONS).eval()
             with torch.inference_mode():
-                loss = model.loss(*model(pixel_batch(len(texts)), *text_batch(model, texts)))
+                loss = model.loss(*model(batch_of(pixel_batch(len(texts)), *text_batch(model, texts))))
             assert abs(loss.item() / math.log(len(texts)) - 1) < 0.05
 
 
@@ -268,7 +273,7 @@ def test_the_configured_loss_is_used(loss):
 def gradients_of(model, embed, texts):
     """Return the loss and the gradients of one pass in training mode, from the same random state each time."""
     torch.manual_seed(3)
-    loss = model.train().loss(*embed(pixel_batch(len(texts)), *text_batch(model, texts)))
+    loss = model.train().loss(*embed(batch_of(pixel_batch(len(texts)), *text_batch(model, texts))))
     model.zero_grad()
     loss.backward()
     return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)]
@@ -284,19 +289,16 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
             module.p = dropout
     texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 3)]
 
-    def whole(pixels, input_ids, mask):
+    def whole(batch):
         if not dropout:
-            return model.encode_image(pixels), model.encode_text(input_ids, mask)
-        parts = zip(pixels.split(4), input_ids.split(4), mask.split(4), strict=True)  # dropout is drawn in this order
-        images, texts = zip(*((model.encode_image(part[0]), model.encode_text(*part[1:])) for part in parts),
-                            strict=True)
+            return model(batch)
+        images, texts = zip(*map(model, batch.split(4)), strict=True)  # dropout is drawn in this order
         return torch.cat(images), torch.cat(texts)
 
     expected = gradients_of(model, whole, texts)
-    model.config = replace(model.config, micro_batch=4)
     calls = []
     model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
-    got = gradients_of(model, model, texts)
+    got = gradients_of(model, MicroBatches(model, 4), texts)
     assert calls == [4, 4, 1, 1, 4, 4]  # each part once for the loss, and once for its gradient, the last one first
     assert len(got) == len(expected) > 20
     for mine, theirs in zip(got, expected, strict=True):
@@ -304,10 +306,11 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
 
 
 def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):
-    model = pretrained_clip(tower_flags, micro_batch=4).train()
+    model = pretrained_clip(tower_flags).train()
     calls = []
     model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
-    images, texts = model(pixel_batch(9), torch.randn(9, 32), None)
+    batch = Batch(torch.arange(9), pixel_batch(9), None, None, None, torch.randn(9, 32))
+    images, texts = MicroBatches(model, 4)(batch)
     assert calls == [4, 4, 1] and len(images) == len(texts) == 9
 
 
@@ -316,7 +319,7 @@ def step(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
-    model.loss(*model(pixel_batch(), *text_batch(model))).backward()
+    model.loss(*model(batch_of(pixel_batch(), *text_batch(model)))).backward()
     optimizer.step()
     return before, model.state_dict()
 
@@ -383,15 +386,15 @@ def test_freezing_can_be_taken_back(tower_flags):
 def test_features_made_before_give_the_same_embeddings(tower_flags):
     model = pretrained_clip(tower_flags).eval()
     pixels, (input_ids, mask) = pixel_batch(), text_batch(model)
-    assert torch.equal(model.encode_image(model.image_encoder(pixels)), model.encode_image(pixels))
-    assert torch.equal(model.encode_text(model.text_encoder(input_ids, mask)), model.encode_text(input_ids, mask))
+    assert torch.equal(model.project_image(model.image_encoder(pixels)), model.encode_image(pixels))
+    assert torch.equal(model.project_text(model.text_encoder(input_ids, mask)), model.encode_text(input_ids, mask))
 
 
 def test_dropout_on_features_is_there_in_training_only(tower_flags):
     model = pretrained_clip(tower_flags, feature_dropout=0.9, head_dropout=0.0, freeze="both", head="linear")
     features = torch.ones(4, model.image_encoder.feature_dim)
-    assert torch.equal(*(model.eval().encode_image(features) for _ in range(2)))
-    assert not torch.equal(*(model.train().encode_image(features) for _ in range(2)))
+    assert torch.equal(*(model.eval().project_image(features) for _ in range(2)))
+    assert not torch.equal(*(model.train().project_image(features) for _ in range(2)))
 
 
 def test_dropout_drops_the_share_it_is_given_and_keeps_the_mean():
@@ -434,8 +437,8 @@ def test_a_model_directory_gives_the_same_embeddings(tmp_path, changes):
     assert not loaded.training and loaded.config == model.config
     size = model.config.image_size
     with torch.inference_mode():
-        for one, other in zip(model(pixel_batch(3, size), *text_batch(model)),
-                              loaded(pixel_batch(3, size), *text_batch(loaded)), strict=True):
+        for one, other in zip(model(batch_of(pixel_batch(3, size), *text_batch(model))),
+                              loaded(batch_of(pixel_batch(3, size), *text_batch(loaded))), strict=True):
             assert torch.equal(one, other)
 
 
@@ -486,16 +489,16 @@ def test_nothing_that_is_saved_is_a_pickle(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_said_so():
     with pytest.raises(UserError, match="--device cpu"):
-        resolve_device("cuda")
-    assert resolve_device("auto").type == "cpu"
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
 
 
 def test_precision_is_what_was_asked_for():
     cpu = torch.device("cpu")
-    assert resolve_dtype(cpu, "fp32") == torch.float32 and resolve_dtype(cpu, "bf16") == torch.bfloat16
-    assert resolve_dtype(cpu, "auto") in (torch.float32, torch.bfloat16)
+    assert choose_dtype(cpu, "fp32") == torch.float32 and choose_dtype(cpu, "bf16") == torch.bfloat16
+    assert choose_dtype(cpu, "auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
-        resolve_dtype(cpu, "fp16")
+        choose_dtype(cpu, "fp16")
     dtypes = {}
     for precision in ("fp32", "bf16", "fp16"):  # a model trained in fp16 can still be used on a CPU
         with small_clip(precision=precision).autocast():
