@@ -37,7 +37,7 @@ class Config:
     # data
     data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt, or shards of it: data/README.md
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
-    crop_scale: float = 0.6  # smallest share of a photo's area that a training crop keeps; 1: no crops
+    crop_scale: float = 0.6  # smallest part of a photo's area that a training crop keeps; 1: no crops
     flip: bool = True  # mirror half of the training photos; --no-flip: none, where captions say left and right
     max_tokens: int = 64  # longer captions are cut
     split_seed: int = 0  # draws dev and test where the data has no split lists; kept apart from --seed
@@ -51,7 +51,7 @@ class Config:
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
     freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
-    image_depth: float = 0.6  # share of a pretrained image tower's layers, from the output, that train
+    image_depth: float = 0.6  # part of a pretrained image tower's layers, from the output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
 
@@ -74,9 +74,9 @@ class Config:
     lr_image: float = 3e-4  # peak learning rate of the image tower
     lr_text: float = 5e-5  # peak learning rate of the text tower
     weight_decay: float = 0.01  # on matrices and kernels only, not on norms, biases or the logit scale
-    warmup: float = 0.1  # share of all steps that the learning rates take to rise; cosine to 0 after that
+    warmup: float = 0.1  # part of all steps that the learning rates take to rise; cosine to 0 after that
     grad_clip: float = 1.0  # largest norm of the whole gradient
-    averaging: float = 0.97  # weights that are evaluated and kept: running mean with this share of the old; 0: the last
+    averaging: float = 0.97  # weights that are evaluated and kept: running mean with this much of the old; 0: the last
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
 
     # the run
@@ -86,18 +86,21 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        refuse(self, "epochs scratch_layers", "at least 1", lambda v: v >= 1)
-        refuse(self, "embedding_dim", "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
-        refuse(self, "batch_size", "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
-        refuse(self, "max_tokens", "from 3, of which start and end token are two, to 4,096", lambda v: 3 <= v <= 4096)
-        refuse(self, "scratch_width", "a multiple of 64, the width of a head", lambda v: v in range(64, 2**16, 64))
-        refuse(self, "image_size", "at least 32 and at most 2,048", lambda v: v is None or 32 <= v <= 2048)
-        refuse(self, "temperature", "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
-        refuse(self, "feature_dropout head_dropout warmup averaging", "from 0 to below 1", lambda v: 0 <= v < 1)
-        refuse(self, "crop_scale image_depth", "above 0, at most 1", lambda v: 0 < v <= 1)
-        counts = "workers weight_decay seed split_seed heads_first micro_batch epoch_shards"
-        refuse(self, counts, "at least 0", lambda v: 0 <= v < 2**32)
-        refuse(self, "lr_heads_alone lr_heads lr_image lr_text grad_clip", "above 0", lambda v: 0 < v < float("inf"))
+        require(self, ["epochs", "scratch_layers"], "at least 1", lambda v: v >= 1)
+        require(self, ["embedding_dim"], "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
+        require(self, ["batch_size"], "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
+        tokens = "from 3, of which start and end token are two, to 4,096"
+        require(self, ["max_tokens"], tokens, lambda v: 3 <= v <= 4096)
+        require(self, ["scratch_width"], "a multiple of 64, the width of a head", lambda v: v in range(64, 2**16, 64))
+        require(self, ["image_size"], "at least 32 and at most 2,048", lambda v: v is None or 32 <= v <= 2048)
+        require(self, ["temperature"], "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
+        parts = ["feature_dropout", "head_dropout", "warmup", "averaging"]
+        require(self, parts, "from 0 to below 1", lambda v: 0 <= v < 1)
+        require(self, ["crop_scale", "image_depth"], "above 0, at most 1", lambda v: 0 < v <= 1)
+        counts = ["workers", "weight_decay", "seed", "split_seed", "heads_first", "micro_batch", "epoch_shards"]
+        require(self, counts, "at least 0", lambda v: 0 <= v < 2**32)
+        rates = ["lr_heads_alone", "lr_heads", "lr_image", "lr_text", "grad_clip"]
+        require(self, rates, "above 0", lambda v: 0 < v < float("inf"))
         for tower in ("image", "text"):
             if self.freeze in (tower, "both") and not self.is_pretrained(tower):
                 raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
@@ -140,22 +143,28 @@ class Config:
         return changes
 
 
-def refuse(flags, names, allowed, holds):
-    """Raise a `UserError` for the first of these fields whose value does not hold."""
-    for name in names.split():
-        if not holds(value := getattr(flags, name)):
+def require(flags, names, allowed, holds):
+    """Raise a `UserError` for the first of these fields whose value does not hold; `allowed` says what would."""
+    for name in names:
+        value = getattr(flags, name)
+        if not holds(value):
             raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
 
 
 def checked_value(name, value, annotation):
     """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
-    kinds = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
-    if not (isinstance(value, str) and re.search(CONTROL, value) or isinstance(value, int) and abs(value) >= 2**63):
-        for kind, written_as in ((Path, str), (float, int)):
-            if kind in kinds and type(value) is written_as:
-                return kind(value)
-        if any(value == kind if isinstance(kind, str) else type(value) is kind for kind in kinds):
-            return value
+    allowed = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
+    hostile_text = isinstance(value, str) and re.search(CONTROL, value)
+    hostile_number = isinstance(value, int) and abs(value) >= 2**63
+    if not hostile_text and not hostile_number:
+        if Path in allowed and type(value) is str:
+            return Path(value)
+        if float in allowed and type(value) is int:
+            return float(value)
+        for one in allowed:
+            fits = value == one if isinstance(one, str) else type(value) is one
+            if fits:
+                return value
     raise UserError(f"{name} cannot be {value!r:.60}")
 
 
@@ -187,8 +196,8 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        refuse(self, "batch_size", "at least 1", lambda v: v >= 1)
-        refuse(self, "workers", "at least 0", lambda v: v >= 0)
+        require(self, ["batch_size"], "at least 1", lambda v: v >= 1)
+        require(self, ["workers"], "at least 0", lambda v: v >= 0)
         if sum(value is not None for value in (self.compare, self.zero_shot, self.linear_probe)) > 1:
             raise UserError("give one of --compare, --zero-shot and --linear-probe at a time")
         if self.compare and self.checkpoint:
@@ -225,29 +234,40 @@ class InferenceConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        asked = {name for name, value in vars(self).items() if value != getattr(InferenceConfig, name)}
-        if not asked & {"query", "image", "labels", "captions", "export"}:
+        given = {name for name, value in vars(self).items() if value != getattr(InferenceConfig, name)}
+        if not given & {"query", "image", "labels", "captions", "export"}:
             raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
+
+        # what has no meaning beside each of the questions that are not a search
         search = {"query", "image", "plus", "minus", "threshold", "explain", "fold"}
         files = {"gallery", "split", "output"}
-        for name, useless in {"captions": {*search - {"image"}, *files, "labels", "export"}, "labels": search,
-                              "export": {*search, *files, "labels", "top_k"}}.items():
-            if name in asked and asked & useless:
-                raise UserError(f"--{name} and --{min(asked & useless)} do not go together: leave one out")
+        meaningless = {
+            "captions": (search - {"image"}) | files | {"labels", "export"},
+            "labels": search,
+            "export": search | files | {"labels", "top_k"},
+        }
+        for question, flags in meaningless.items():
+            clash = given & flags
+            if question in given and clash:
+                raise UserError(f"--{question} and --{min(clash)} do not go together: leave one out")
         if self.captions and self.image is None:
             raise UserError("--captions FILE are ranked against a picture: add --image FILE")
         if self.labels is not None and len(self.label_names()) < 2:
             raise UserError(f'--labels {self.labels!r}: name at least two, such as --labels "beach,forest,street"')
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
-        refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
-        refuse(self, "top_k batch_size", "at least 1", lambda v: v >= 1)
-        refuse(self, "workers", "at least 0", lambda v: v >= 0)
+        require(self, ["split"], "left out with --gallery", lambda v: v is None or self.gallery is None)
+        require(self, ["top_k", "batch_size"], "at least 1", lambda v: v >= 1)
+        require(self, ["workers"], "at least 0", lambda v: v >= 0)
 
     def label_names(self):
         """Return the labels, each once; one in quotes may hold a comma."""
-        names = map(str.strip, next(csv.reader([self.labels], skipinitialspace=True), []))
-        return list({name.casefold(): name for name in names if name}.values())
+        names = next(csv.reader([self.labels], skipinitialspace=True), [])
+        labels = {}  # by how they are compared: "Dog" and "dog" are one
+        for name in names:
+            if name.strip():
+                labels[name.strip().casefold()] = name.strip()
+        return list(labels.values())
 
 
 @dataclass(frozen=True)
@@ -262,8 +282,8 @@ class AppConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        refuse(self, "split", "left out with --gallery", lambda v: v is None or self.gallery is None)
-        refuse(self, "port", "from 0 to 65535", lambda v: 0 <= v <= 65535)
+        require(self, ["split"], "left out with --gallery", lambda v: v is None or self.gallery is None)
+        require(self, ["port"], "from 0 to 65535", lambda v: 0 <= v <= 65535)
 
 
 def parse(kind, argv=None):

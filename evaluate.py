@@ -40,48 +40,6 @@ DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"
 # ---------------------------------------------------------------- recall
 
 
-def ranks_of(query_embeddings, gallery_embeddings, photo_of_query, photo_of_item, chunk=1024):
-    """Return the rank (Q,) of each query's best match in the gallery, 1 is best.
-
-    query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both belong
-    to one photo, photo_of_query (Q,) and photo_of_item (N,). The rank counts the items of *other* photos that score at
-    least as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
-    """
-    ranks = []
-    for start in range(0, len(query_embeddings), chunk):
-        rows = slice(start, start + chunk)
-        scores = query_embeddings[rows] @ gallery_embeddings.T  # (chunk, N)
-        match = photo_of_query[rows].unsqueeze(1) == photo_of_item.unsqueeze(0)  # (chunk, N)
-        best = scores.masked_fill(~match, -torch.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
-        # "not below" rather than "at or above": a NaN must not win by comparing False with everything
-        ranks.append(1 + (~(scores < best) & ~match).sum(dim=1))
-    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long)
-
-
-def recall_summary(ranks):
-    """Return {"R@1", "R@5", "R@10"} in percent and {"median_rank"} of ranks (Q,) that start at 1."""
-    ranks = ranks.cpu().numpy()
-    summary = {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in (1, 5, 10)}
-    return {**summary, "median_rank": float(np.median(ranks))}
-
-
-def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
-    """Return the ranks of all captions (M,) and of all images that have captions (A,), in the order of their rows.
-
-    Arguments and errors as for `retrieval_metrics`.
-    """
-    images = torch.arange(len(image_embeddings), device=image_embeddings.device)
-    image_of_text = torch.as_tensor(image_of_text, device=image_embeddings.device)
-    if image_of_text.shape != (len(text_embeddings),) or not torch.isin(image_of_text, images).all():
-        raise ValueError(f"image_of_text must hold a row from 0 to {len(images) - 1} for each of the "
-                         f"{len(text_embeddings)} captions")
-    if len(text_embeddings) == 0:
-        raise ValueError("there are no captions to measure with")
-    asked = image_of_text.unique()
-    return (ranks_of(text_embeddings, image_embeddings, image_of_text, images),
-            ranks_of(image_embeddings[asked], text_embeddings, asked, image_of_text))
-
-
 def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
     """Return two dictionaries, text_to_image and image_to_text, as in the JSON of the command.
 
@@ -89,36 +47,67 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
     caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
     Raises ValueError for shapes or rows that do not fit.
     """
-    text_to_image, image_to_text = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
-    return recall_summary(text_to_image), recall_summary(image_to_text)
+    ranks_of_images, ranks_of_captions = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    return recall_summary(ranks_of_images), recall_summary(ranks_of_captions)
+
+
+def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
+    """Return where the own image ranks for each caption, (M,), and the best own caption for each image that has any.
+
+    Arguments and errors as for `retrieval_metrics`.
+    """
+    images = torch.arange(len(image_embeddings), device=image_embeddings.device)
+    image_of_text = torch.as_tensor(image_of_text, device=image_embeddings.device)
+    if image_of_text.shape != (len(text_embeddings),) or not torch.isin(image_of_text, images).all():
+        raise ValueError(
+            f"image_of_text must hold a row from 0 to {len(images) - 1} for each of the {len(text_embeddings)} captions"
+        )
+    if len(text_embeddings) == 0:
+        raise ValueError("there are no captions to measure with")
+    captioned = image_of_text.unique()
+    ranks_of_images = ranks_of(text_embeddings, image_embeddings, image_of_text, images)
+    ranks_of_captions = ranks_of(image_embeddings[captioned], text_embeddings, captioned, image_of_text)
+    return ranks_of_images, ranks_of_captions
+
+
+def ranks_of(query_embeddings, gallery_embeddings, photo_of_query, photo_of_item, chunk=1024):
+    """Return the rank (Q,) of each query's best match in the gallery, 1 is best.
+
+    query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both belong
+    to one photo, photo_of_query (Q,) and photo_of_item (N,). The rank counts the items of *other* photos that score at
+    least as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
+    """
+    ranks = [torch.empty(0, dtype=torch.long)]
+    for start in range(0, len(query_embeddings), chunk):
+        rows = slice(start, start + chunk)
+        scores = query_embeddings[rows] @ gallery_embeddings.T  # (chunk, N)
+        is_match = photo_of_query[rows].unsqueeze(1) == photo_of_item.unsqueeze(0)  # (chunk, N)
+        best = scores.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
+        # "not below" rather than "at or above": a NaN must not win by comparing False with everything
+        is_above = ~(scores < best) & ~is_match
+        ranks.append(1 + is_above.sum(dim=1).cpu())
+    return torch.cat(ranks)
+
+
+def recall_summary(ranks):
+    """Return {"R@1", "R@5", "R@10"} in percent and {"median_rank"} of ranks (Q,) that start at 1."""
+    ranks = ranks.cpu().numpy()
+    summary = {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in (1, 5, 10)}
+    summary["median_rank"] = float(np.median(ranks))
+    return summary
 
 
 def mean_recall(report):
     """Return the mean of the six recalls, by which the best checkpoint of a run is chosen."""
-    return float(np.mean([value for direction in DIRECTIONS
-                          for key, value in report[direction].items() if key.startswith("R@")]))
+    recalls = []
+    for direction in DIRECTIONS:
+        recalls += [report[direction][f"R@{k}"] for k in (1, 5, 10)]
+    return float(np.mean(recalls))
 
 
 def modality_gap(image_embeddings, text_embeddings):
     """Return the distance between the mean image embedding and the mean text embedding (Liang et al. 2022)."""
     return (image_embeddings.mean(dim=0) - text_embeddings.mean(dim=0)).norm().item()
-
-
-def bootstrap_interval(hits_a, hits_b, photo_of_query, samples=2000, seed=0):
-    """Return (difference, low, high): B's recall minus A's in percent, and the bounds that hold 95 % of resamples.
-
-    hits_a, hits_b: (Q,) bool, whether each query found its match with A and with B: paired, both answered the same
-    queries. photo_of_query: (Q,) the row of each query's photo. Photos are drawn with replacement, each with all of
-    its queries: five captions of a photo are not five independent trials.
-    """
-    photos, photo_of_query = np.unique(np.asarray(photo_of_query), return_inverse=True)
-    change = np.asarray(hits_b, dtype=float) - np.asarray(hits_a, dtype=float)
-    change_of_photo = np.bincount(photo_of_query, change, len(photos))
-    queries_of_photo = np.bincount(photo_of_query, minlength=len(photos))
-    draws = np.random.default_rng(seed).multinomial(len(photos), np.full(len(photos), 1 / len(photos)), samples)
-    resampled = 100 * (draws @ change_of_photo) / (draws @ queries_of_photo)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return 100 * float(change.mean()), float(low), float(high)
 
 
 # ---------------------------------------------------------------- a checkpoint on a split
@@ -178,15 +167,17 @@ def project(model, head, features):
         return head(features.to(model.device)).cpu()
 
 
-def ranks_in(split):
-    """Return the ranks of the captions (M,) and of the photos (N,) of an `EmbeddedSplit`."""
-    return retrieval_ranks(split.image_embeddings, split.text_embeddings, split.image_of_text)
-
-
 def report_of(split):
     """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`."""
-    metrics = retrieval_metrics(split.image_embeddings, split.text_embeddings, split.image_of_text)
-    return {"images": len(split.files), "captions": len(split.captions), **dict(zip(DIRECTIONS, metrics, strict=True))}
+    text_to_image, image_to_text = retrieval_metrics(
+        split.image_embeddings, split.text_embeddings, split.image_of_text
+    )
+    return {
+        "images": len(split.files),
+        "captions": len(split.captions),
+        "text_to_image": text_to_image,
+        "image_to_text": image_to_text,
+    }
 
 
 def recall_table(report):
@@ -195,42 +186,127 @@ def recall_table(report):
     return frame.rename(columns={"median_rank": "median rank"}).to_string(float_format="{:.1f}".format)
 
 
-def compare(first, second):
-    """Return a table (text) and its figures: recall of two `EmbeddedSplit`s, the difference and its 95 % interval.
+def draw_pictures(split, folder, mark):
+    """Draw similarity-MARK.png and worst-MARK.png of an `EmbeddedSplit` into a folder."""
+    gap = modality_gap(split.image_embeddings, split.text_embeddings)
+    ranks_of_images, _ = retrieval_ranks(split.image_embeddings, split.text_embeddings, split.image_of_text)
+    drawn(folder / f"similarity-{mark}.png", draw_similarity, split, gap)
+    drawn(folder / f"worst-{mark}.png", draw_worst, split, ranks_of_images)
 
-    The interval is over photos, for these two checkpoints: other training seeds are another source of chance.
+
+def drawn(path, draw, *arguments):
+    """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
+    try:
+        if is_first_process():  # several processes may have shared the work
+            draw(*arguments, path)
+        print(f"drew {path}")
+    except OSError as error:
+        print(f"could not draw {path}: {error}")
+
+
+# ---------------------------------------------------------------- two checkpoints
+
+
+def compare(first, second):
+    """Return the recall of two `EmbeddedSplit`s, A and B, the difference and its 95 % interval.
+
+    {direction: {"R@1": {"A", "B", "difference", "low", "high"}, …}}. The interval is over photos, for these two
+    checkpoints: other training seeds are another source of chance.
     """
     if first.files != second.files or first.captions != second.captions:
         raise UserError("the two checkpoints could not read the same photos: mend the photos listed above")
-    photo_of_query = first.image_of_text, first.image_of_text.unique()
-    figures, rows = {}, []
-    for direction, ranks_a, ranks_b, photos in zip(
-            DIRECTIONS, ranks_in(first), ranks_in(second), photo_of_query, strict=True):
+    ranks_a = retrieval_ranks(first.image_embeddings, first.text_embeddings, first.image_of_text)
+    ranks_b = retrieval_ranks(second.image_embeddings, second.text_embeddings, second.image_of_text)
+    photos = [first.image_of_text, first.image_of_text.unique()]  # of each query, caption or image
+    figures = {}
+    for place, direction in enumerate(DIRECTIONS):
         figures[direction] = {}
         for k in (1, 5, 10):
-            hits_a, hits_b = (ranks_a <= k).numpy(), (ranks_b <= k).numpy()
-            difference, low, high = bootstrap_interval(hits_a, hits_b, photos)
-            sure = len(first.files) >= 20 and (low > 0 or high < 0)  # a few photos prove nothing
-            verdict = ("B is better" if difference > 0 else "A is better") if sure else "may be chance"
-            a, b = 100 * hits_a.mean(), 100 * hits_b.mean()
-            figures[direction][f"R@{k}"] = {"A": a, "B": b, "difference": difference, "low": low, "high": high}
-            rows.append([DIRECTIONS[direction], f"R@{k}", a, b, f"{difference:+.1f}", f"{low:+.1f} to {high:+.1f}",
-                         verdict])
+            hits_a = (ranks_a[place] <= k).numpy()
+            hits_b = (ranks_b[place] <= k).numpy()
+            difference, low, high = bootstrap_interval(hits_a, hits_b, photos[place])
+            figures[direction][f"R@{k}"] = {
+                "A": 100 * hits_a.mean(),
+                "B": 100 * hits_b.mean(),
+                "difference": difference,
+                "low": low,
+                "high": high,
+            }
+    return figures
+
+
+def bootstrap_interval(hits_a, hits_b, photo_of_query, samples=2000, seed=0):
+    """Return (difference, low, high): B's recall minus A's in percent, and the bounds that hold 95 % of resamples.
+
+    hits_a, hits_b: (Q,) bool, whether each query found its match with A and with B: paired, both answered the same
+    queries. photo_of_query: (Q,) the row of each query's photo. Photos are drawn with replacement, each with all of
+    its queries: five captions of a photo are not five independent trials.
+    """
+    photos, photo_of_query = np.unique(np.asarray(photo_of_query), return_inverse=True)
+    change = np.asarray(hits_b, dtype=float) - np.asarray(hits_a, dtype=float)  # (Q,) 1: only B found it, -1: only A
+    change_of_photo = np.bincount(photo_of_query, change, len(photos))
+    queries_of_photo = np.bincount(photo_of_query, minlength=len(photos))
+    equally = np.full(len(photos), 1 / len(photos))
+    draws = np.random.default_rng(seed).multinomial(len(photos), equally, samples)  # (samples, photos): how often each
+    resampled = 100 * (draws @ change_of_photo) / (draws @ queries_of_photo)  # (samples,)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return 100 * float(change.mean()), float(low), float(high)
+
+
+def comparison_table(figures, photos):
+    """Return the figures of `compare`, of so many photos, as lines of text with a verdict each."""
+    rows = []
+    for direction, name in DIRECTIONS.items():
+        for key, figure in figures[direction].items():
+            difference, low, high = figure["difference"], figure["low"], figure["high"]
+            verdict = "may be chance"
+            if photos >= 20 and (low > 0 or high < 0):  # a few photos prove nothing
+                verdict = "B is better" if difference > 0 else "A is better"
+            interval = f"{low:+.1f} to {high:+.1f}"
+            rows.append([name, key, figure["A"], figure["B"], f"{difference:+.1f}", interval, verdict])
     frame = pd.DataFrame(rows, columns=["", "", "A", "B", "B - A", "95 % interval", ""])
-    return frame.to_string(index=False, float_format="{:.1f}".format), figures
+    return frame.to_string(index=False, float_format="{:.1f}".format)
 
 
 # ---------------------------------------------------------------- classification
 
 
-def accuracy_report(scores, labels, names):
-    """Return {"top_1", "top_5", "classes": {name: top-1}} in percent, of scores (N, K), labels (N,); ties miss."""
-    own = scores.gather(1, labels.unsqueeze(1))  # (N, 1)
-    ranks = (~(scores < own)).sum(dim=1)  # the own class is one of these
-    hits = ranks <= 1
-    per_class = {name: 100 * hits[labels == label].float().mean().item() for label, name in enumerate(names)}
-    return {"top_1": 100 * hits.float().mean().item(), "top_5": 100 * (ranks <= 5).float().mean().item(),
-            "classes": per_class}
+def class_folders(root):
+    """Return {class: its picture files} of a folder of class folders; a class is called like its folder."""
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: name one that holds a folder of pictures for each class")
+    files = {}
+    for folder in sorted(root.iterdir()):
+        pictures = picture_files(folder) if folder.is_dir() else []
+        if pictures:
+            files[folder.name.replace("_", " ")] = pictures
+    if len(files) < 2:
+        raise UserError(f"{root} needs at least two class folders with pictures in them, and has {len(files)}")
+    return files
+
+
+def embed_classes(model, root, files, encode, batch_size, workers):
+    """Return what `encode` makes of the readable pictures of all classes, (N, F), and their labels (N,)."""
+    paths = []
+    labels = []
+    for label, pictures in enumerate(files.values()):
+        paths += pictures
+        labels += [label] * len(pictures)
+    loader = image_loader(paths, model.config.image_size, batch_size, workers)
+    embeddings, readable, faults = embed_images(model, loader, encode)
+    for error in faults.values():
+        print(f"left out: {error}")
+    labels = torch.tensor(labels)[readable]
+    for label, name in enumerate(files):
+        if not (labels == label).any():
+            raise UserError(f"no picture of the class {name!r} in {root} can be read: mend or remove its folder")
+    return embeddings.float(), labels
+
+
+def zero_shot_scores(model, images, names, templates):
+    """Return (N, K) scores of image embeddings (N, D) for K classes that are only named (Radford et al. 2021, 3.1)."""
+    classes = class_embeddings(lambda prompts: embed_texts(model, prompts).numpy(), names, templates)  # (K, D)
+    return images @ torch.from_numpy(classes).T
 
 
 def linear_probe(features, labels, test_features, classes):
@@ -239,72 +315,59 @@ def linear_probe(features, labels, test_features, classes):
     Features are standardised; the weight penalty is the best of five on a fifth of the training pictures, and the
     final fit uses all of them. paper: Radford et al. 2021, A.3, the same with scikit-learn and a finer search.
     """
-    mean, std = features.mean(dim=0), features.std(dim=0) + 1e-6
-    features, test_features = (features - mean) / std, (test_features - mean) / std
-
-    def fit(rows, penalty):
-        layer = torch.nn.Linear(features.shape[1], classes)
-        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
-        optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss():
-            optimizer.zero_grad()
-            value = F.cross_entropy(layer(features[rows]), labels[rows]) + penalty * layer.weight.square().sum()
-            value.backward()
-            return value
-
-        optimizer.step(loss)
-        return layer
+    mean = features.mean(dim=0)
+    std = features.std(dim=0) + 1e-6
+    features = (features - mean) / std
+    test_features = (test_features - mean) / std
 
     held_out = torch.arange(len(labels)) % 5 == 0
+    accuracies = {}
+    for penalty in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        layer = logistic_regression(features[~held_out], labels[~held_out], classes, penalty)
+        guesses = layer(features[held_out]).argmax(dim=1)
+        accuracies[penalty] = (guesses == labels[held_out]).float().mean().item()
+    best_penalty = max(accuracies, key=accuracies.get)
+    return logistic_regression(features, labels, classes, best_penalty)(test_features).detach()
 
-    def accuracy(penalty):
-        return (fit(~held_out, penalty)(features[held_out]).argmax(dim=1) == labels[held_out]).float().mean().item()
 
-    best = max((1e-4, 1e-3, 1e-2, 1e-1, 1.0), key=accuracy)
-    return fit(torch.ones_like(held_out), best)(test_features).detach()
+def logistic_regression(features, labels, classes, penalty):
+    """Return the linear layer (F) -> (K) that fits features (M, F) and labels (M,) best, with a penalty on weights."""
+    layer = torch.nn.Linear(features.shape[1], classes)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = F.cross_entropy(layer(features), labels) + penalty * layer.weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return layer
 
 
-def classify(model, flags):
-    """Return the report of --zero-shot or --linear-probe, its (K, K) confusion counts, and the class names.
-
-    Classes are the folders in the folder given; a class is called like its folder, with spaces for underscores. The
-    probe trains on three quarters of each class and measures on the rest.
-    """
-    root = flags.zero_shot or flags.linear_probe
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder: name one that holds a folder of pictures for each class")
-    files = {folder.name: picture_files(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
-    files = {name: pictures for name, pictures in files.items() if pictures}
-    if len(files) < 2:
-        raise UserError(f"{root} needs at least two class folders with pictures in them, and has {len(files)}")
-    names = [name.replace("_", " ") for name in files]
-    paths = [path for pictures in files.values() for path in pictures]
-    labels = torch.tensor([label for label, pictures in enumerate(files.values()) for _ in pictures])
-    loader = image_loader(paths, model.config.image_size, flags.batch_size, flags.workers)
-    encode = model.image_encoder if flags.linear_probe else model.encode_image
-    images, readable, faults = embed_images(model, loader, encode)
-    for error in faults.values():
-        print(f"left out: {error}")
-    images, labels = images.float(), labels[readable]
-    if empty := [name for label, name in enumerate(names) if not (labels == label).any()]:
-        raise UserError(f"no picture of the class {empty[0]!r} in {root} can be read: mend or remove its folder")
-    if flags.zero_shot:
-        templates = read_templates(flags.templates) if flags.templates else TEMPLATES
-        classes = class_embeddings(lambda prompts: embed_texts(model, prompts).numpy(), names, templates)  # (K, D)
-        scores = images @ torch.from_numpy(classes).T  # (N, K)
-        used = f"zero-shot, {len(templates)} templates a class"
-    else:
-        place = torch.cat([torch.arange(int(count)) for count in torch.bincount(labels, minlength=len(names))])
-        test = place % 4 == 3
-        if any(not (labels[test] == label).any() for label in range(len(names))):
+def quarter_for_testing(labels, names, root):
+    """Return (N,) bool: every fourth picture of each class, on which a linear probe is measured."""
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(len(names)):
+        members = (labels == label).nonzero().flatten()
+        is_test[members[3::4]] = True
+        if len(members) < 4:
             raise UserError(f"a linear probe needs at least 4 readable pictures in every class folder of {root}")
-        scores = linear_probe(images[~test], labels[~test], images[test], len(names))
-        labels, used = labels[test], f"linear probe trained on {int((~test).sum()):,} pictures"
-    print(f"{used}; {len(labels):,} pictures of {len(names)} classes in {root}, chance {100 / len(names):.1f} %")
-    confusion = torch.zeros(len(names), len(names), dtype=torch.long)
-    confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
-    return {"folder": str(root), "pictures": len(labels), **accuracy_report(scores, labels, names)}, confusion, names
+    return is_test
+
+
+def accuracy_report(scores, labels, names):
+    """Return {"top_1", "top_5", "classes": {name: top-1}} in percent, of scores (N, K), labels (N,); ties miss."""
+    own = scores.gather(1, labels.unsqueeze(1))  # (N, 1)
+    ranks = (~(scores < own)).sum(dim=1)  # the own class is one of these
+    hits = (ranks <= 1).float()
+    return {
+        "top_1": 100 * hits.mean().item(),
+        "top_5": 100 * (ranks <= 5).float().mean().item(),
+        "classes": {name: 100 * hits[labels == label].mean().item() for label, name in enumerate(names)},
+    }
 
 
 def read_templates(path):
@@ -320,75 +383,92 @@ def read_templates(path):
     return templates
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def draw_pictures(split, folder, mark):
-    """Draw similarity-MARK.png and worst-MARK.png of an `EmbeddedSplit` into a folder."""
-    gap, (ranks, _) = modality_gap(split.image_embeddings, split.text_embeddings), ranks_in(split)
-    drawn(folder / f"similarity-{mark}.png", draw_similarity, split, gap)
-    drawn(folder / f"worst-{mark}.png", draw_worst, split, ranks)
-
-
-def drawn(path, draw, *arguments):
-    """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
-    try:
-        if is_first_process():  # several processes may have shared the work
-            draw(*arguments, path)
-        print(f"drew {path}")
-    except OSError as error:
-        print(f"could not draw {path}: {error}")
-
-
 # ---------------------------------------------------------------- the command
-
-
-def run_folder(checkpoint):
-    """Return where pictures about a checkpoint go: the run that it belongs to, or else its own folder."""
-    return checkpoint.parent if checkpoint.name in ("best", "last") else checkpoint
 
 
 def main(flags):
     if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
-    directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
     device = start_process(flags.device)
-    models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
-    folder = run_folder(directories[0])
     if flags.zero_shot or flags.linear_probe:
-        print(f"{directories[0]} ({device})")
-        result, confusion, names = classify(models[0], flags)
-        kind = "zero-shot" if flags.zero_shot else "linear-probe"
-        width = max(map(len, names))
-        print("\n".join(f"  {name:<{width}}  {value:5.1f}" for name, value in result["classes"].items()))
-        print(f"top-1 {result['top_1']:.1f} %" + (f", top-5 {result['top_5']:.1f} %" if len(names) > 5 else ""))
-        drawn(folder / f"confusion-{kind}.png", draw_confusion, confusion, names)
+        result = classify(flags, device)
     else:
-        config = models[0].config
-        data_dir = flags.data_dir or config.data_dir
-        table = split_table(data_dir, flags.split, config.split_seed)
-        print(f"{' (A) and '.join(map(str, directories))}{' (B)' if flags.compare else ''} on the {flags.split} split "
-              f"of {data_dir} ({device})")
-        if len({model.config.split_seed for model in models}) > 1 and not has_split_lists(data_dir):
-            raise UserError("the two were trained with different --split-seed, so one has seen photos of this split: "
-                            f"write split lists in {data_dir}, and train both on them")
-        splits = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
-        for error in splits[0].faults.values():
-            print(f"left out with its captions: {error}")
-        report = report_of(splits[0])
-        print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
-        if flags.compare:
-            lines, figures = compare(*splits)
-            print(lines)
-            result = {"split": flags.split, "A": str(directories[0]), "B": str(directories[1]), **figures}
-        else:
-            print(recall_table(report))
-            result = {"split": flags.split, **report}
-            mark = "-last" if directories[0].name == "last" else ""
-            draw_pictures(splits[0], folder, f"{flags.split}{mark}")
+        result = measure_recall(flags, device)
     if flags.json and is_first_process():
         flags.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"wrote {flags.json}")
+
+
+def measure_recall(flags, device):
+    """Measure a checkpoint on a split, or compare two; prints the table, draws, and returns the figures."""
+    directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
+    models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
+    config = models[0].config
+    data_dir = flags.data_dir or config.data_dir
+    table = split_table(data_dir, flags.split, config.split_seed)
+    named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
+    print(f"{named} on the {flags.split} split of {data_dir} ({device})")
+    split_seeds = {model.config.split_seed for model in models}
+    if len(split_seeds) > 1 and not has_split_lists(data_dir):
+        raise UserError(
+            "the two were trained with different --split-seed, so one has seen photos of this split: "
+            f"write split lists in {data_dir}, and train both on them"
+        )
+
+    splits = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
+    for error in splits[0].faults.values():
+        print(f"left out with its captions: {error}")
+    report = report_of(splits[0])
+    print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
+    if flags.compare:
+        figures = compare(*splits)
+        print(comparison_table(figures, report["images"]))
+        return {"split": flags.split, "A": str(directories[0]), "B": str(directories[1]), **figures}
+    print(recall_table(report))
+    mark = f"{flags.split}-last" if directories[0].name == "last" else flags.split
+    draw_pictures(splits[0], folder_of_pictures(directories[0]), mark)
+    return {"split": flags.split, **report}
+
+
+def classify(flags, device):
+    """Name the class of pictures in class folders; prints the accuracies, draws, and returns the figures."""
+    directory = checkpoint_dir(flags.checkpoint)
+    model = CLIP.from_pretrained(directory).to(device)
+    print(f"{directory} ({device})")
+    root = flags.zero_shot or flags.linear_probe
+    files = class_folders(root)
+    names = list(files)
+    encode = model.encode_image if flags.zero_shot else model.image_encoder
+    images, labels = embed_classes(model, root, files, encode, flags.batch_size, flags.workers)
+    if flags.zero_shot:
+        kind = "zero-shot"
+        templates = read_templates(flags.templates) if flags.templates else TEMPLATES
+        scores = zero_shot_scores(model, images, names, templates)  # (N, K)
+        used = f"zero-shot, {len(templates)} templates a class"
+    else:
+        kind = "linear-probe"
+        is_test = quarter_for_testing(labels, names, root)
+        scores = linear_probe(images[~is_test], labels[~is_test], images[is_test], len(names))
+        labels = labels[is_test]
+        used = f"linear probe trained on {int((~is_test).sum()):,} pictures"
+    chance = 100 / len(names)
+    print(f"{used}; {len(labels):,} pictures of {len(names)} classes in {root}, chance {chance:.1f} %")
+
+    report = accuracy_report(scores, labels, names)
+    width = max(len(name) for name in names)
+    for name, value in report["classes"].items():
+        print(f"  {name:<{width}}  {value:5.1f}")
+    top_5 = f", top-5 {report['top_5']:.1f} %" if len(names) > 5 else ""
+    print(f"top-1 {report['top_1']:.1f} %{top_5}")
+    confusion = torch.zeros(len(names), len(names), dtype=torch.long)  # row = class, column = guess
+    confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
+    drawn(folder_of_pictures(directory) / f"confusion-{kind}.png", draw_confusion, confusion, names)
+    return {"folder": str(root), "pictures": len(labels), **report}
+
+
+def folder_of_pictures(checkpoint):
+    """Return where pictures about a checkpoint go: the run that it belongs to, or else its own folder."""
+    return checkpoint.parent if checkpoint.name in ("best", "last") else checkpoint
 
 
 if __name__ == "__main__":
