@@ -102,11 +102,11 @@ class Run:
         """From here on epochs are kept. A run that is resumed takes its weights, optimiser and history from last/."""
         self.model = model
         self.average = average
-        if not self.is_new:
-            self.load(phase)
-        self.phase = phase  # only now: what is kept after a stop must not be what was half restored
         if self.is_new:
+            self.phase = phase
             return
+        self.load(phase)
+        self.phase = phase  # only now: a stop must not keep what is half restored
         if self.epochs_done >= self.config.epochs:
             print(f"all {self.config.epochs} epochs are done: add --epochs N, more than these, to train on")
         elif phase.losses:
