@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-# Before the imports, or albumentations asks its server for news, and tokenizers warns about each worker process.
+# Before the imports, or albumentations looks for updates in the network, and tokenizers warns about each worker.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from support.captions import caption_rows, read_text
 from support.data_report import (
+    add_shard_faults,
     open_photos,
     refuse_if_mostly_unusable,
     refuse_if_too_few,
@@ -40,7 +41,7 @@ from support.images import read_image
 from support.interruptions import leave_quietly
 from support.process import from_first_process, is_first_process, process_count, process_number
 from support.stream import ShardStream
-from support.tars import exists, is_sharded, shard_faults, split_of_shard, tar_of
+from support.tars import exists, is_sharded, split_of_shard, tar_of
 
 CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
@@ -65,7 +66,7 @@ def read_captions(data_dir):
 
 
 def image_path(data_dir, name):
-    """Return where the photo `name` of a dataset lies."""
+    """Return where a photo lies; one in a shard is called like train-00000.tar/000012.jpg, as if that were a folder."""
     if is_sharded(data_dir):
         return Path(data_dir).parent / name
     return Path(data_dir) / "Images" / name
@@ -171,9 +172,7 @@ def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
     if not open_train_photos:
         to_open -= set(splits.get("train", []))
     open_photos(report, {name: image_path(data_dir, name) for name in to_open})
-    if is_sharded(data_dir):
-        report.missing, report.without_captions, cut_off = shard_faults(data_dir)
-        report.unreadable |= cut_off
+    add_shard_faults(report, data_dir)
     return report
 
 
@@ -204,7 +203,8 @@ def train_transform(size, crop_scale=1.0, flip=False):
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     transform = A.Compose(steps)
-    transform.set_random_state(np.random.default_rng(0), random.Random(0))  # crop and flip use the latter
+    # `CaptionDataset` seeds the latter anew for each photo: crop and flip draw from it
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))
     return transform
 
 
@@ -277,7 +277,7 @@ NOTHING_KNOWN = Precomputed()
 class Batch(NamedTuple):
     """B pairs of a photo and a caption. Features stand in for pixels, or tokens, where a tower is frozen."""
 
-    photos: torch.Tensor  # (B,) the row of each photo
+    photo_rows: torch.Tensor  # (B,) which photos of the split these are, to name them where something goes wrong
     pixels: torch.Tensor | None  # (B, 3, S, S) uint8
     input_ids: torch.Tensor | None  # (B, T)
     attention_mask: torch.Tensor | None  # (B, T), 1 for tokens and 0 for padding
@@ -291,7 +291,7 @@ class Batch(NamedTuple):
     def split(self, pairs):
         """Return the batch in parts of so many pairs, the last one of fewer."""
         parts = []
-        for start in range(0, len(self.photos), pairs):
+        for start in range(0, len(self.photo_rows), pairs):
             rows = slice(start, start + pairs)
             parts.append(Batch(*(None if part is None else part[rows] for part in self)))
         return parts
@@ -300,9 +300,23 @@ class Batch(NamedTuple):
 class Item(NamedTuple):
     """One photo and one of its captions, as an epoch shows them."""
 
-    photo: int  # its row
+    photo_row: int  # of the photo in its split
     image: np.ndarray | torch.Tensor  # (S, S, 3) uint8 pixels, or (F,) features
     text: list | torch.Tensor  # token ids, or (F,) features
+
+
+def captions_of_photos(table):
+    """Return for each photo, in the order in which they first appear, the rows of its captions: a list of lists."""
+    rows = defaultdict(list)
+    for row, name in enumerate(table["image"]):
+        rows[name].append(row)
+    return list(rows.values())
+
+
+@lru_cache(maxsize=1)
+def epoch_draws(seed, epoch, count):
+    """Return two random numbers below 2**32 for each photo of an epoch, for its caption and its crop: (N, 2)."""
+    return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
 
 
 class CaptionDataset(Dataset):
@@ -313,6 +327,7 @@ class CaptionDataset(Dataset):
     """
 
     def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, known=NOTHING_KNOWN):
+        # Photos are numbered in the order in which the table first names them, captions by their row in the table.
         self.photos = Photos(paths_of(table, data_dir), size, known.decoded)
         self.captions_of = captions_of_photos(table)
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
@@ -330,30 +345,31 @@ class CaptionDataset(Dataset):
         """Whether the photos lie in shards, and have to be read from there."""
         return self.known.image_features is None and tar_of(self.photos.paths[0]) is not None
 
-    def __getitem__(self, photo):
-        return self.item(photo)
+    def __getitem__(self, photo_row):
+        return self.item(photo_row)
 
-    def item(self, photo, content=None):
-        """Return the `Item` of a photo in this epoch. `content` is its bytes, where they stream by."""
-        caption_draw, crop_draw = epoch_draws(self.seed, self.epoch, len(self))[photo]
-        captions = self.captions_of[photo]
-        caption = captions[caption_draw % len(captions)]
+    def item(self, photo_row, content=None):
+        """Return the `Item` of a photo in this epoch. `content` is its bytes, where they stream by in a shard."""
+        caption_draw, crop_draw = epoch_draws(self.seed, self.epoch, len(self))[photo_row]
+        caption_rows = self.captions_of[photo_row]
+        caption_row = caption_rows[caption_draw % len(caption_rows)]
 
         if self.known.image_features is not None:
-            image = self.known.image_features[photo]
+            image = self.known.image_features[photo_row]
         else:
-            self.transform.py_random.seed(int(crop_draw))
-            image = self.transform(image=self.photos.pixels(photo, content))["image"]
+            pixels = self.photos.pixels(photo_row, content)  # (S, S, 3); damaged photos were left out before
+            self.transform.py_random.seed(int(crop_draw))  # the same crop in whichever worker
+            image = self.transform(image=pixels)["image"]
 
         if self.known.text_features is not None:
-            text = self.known.text_features[caption]
+            text = self.known.text_features[caption_row]
         else:
-            text = self.token_ids[caption]
-        return Item(photo, image, text)
+            text = self.token_ids[caption_row]
+        return Item(photo_row, image, text)
 
     def collate(self, items):
         """Stack items into a `Batch`."""
-        photos, images, texts = zip(*items, strict=True)
+        photo_rows, images, texts = zip(*items, strict=True)
         pixels = input_ids = attention_mask = image_features = text_features = None
         if self.known.image_features is None:
             # (B, S, S, 3) -> (B, 3, S, S): in this memory order, torch's channels_last, convolutions are fastest
@@ -364,21 +380,7 @@ class CaptionDataset(Dataset):
             input_ids, attention_mask = pad(texts, self.pad_id)  # (B, T), (B, T)
         else:
             text_features = torch.stack(texts)  # (B, F)
-        return Batch(torch.tensor(photos), pixels, input_ids, attention_mask, image_features, text_features)
-
-
-def captions_of_photos(table):
-    """Return for each photo, in the order in which they first appear, the rows of its captions: a list of lists."""
-    rows = defaultdict(list)
-    for row, name in enumerate(table["image"]):
-        rows[name].append(row)
-    return list(rows.values())
-
-
-@lru_cache(maxsize=1)
-def epoch_draws(seed, epoch, count):
-    """Return two random numbers below 2**32 for each photo of an epoch, for its caption and its crop: (N, 2)."""
-    return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
+        return Batch(torch.tensor(photo_rows), pixels, input_ids, attention_mask, image_features, text_features)
 
 
 def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards=0):
@@ -407,13 +409,16 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
         stream = ShardStream(pairs, batch_size, workers, epoch_shards)
         return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
-    batch_size = min(batch_size, len(pairs)) // processes
+    batch_size = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
     return DataLoader(pairs, batch_size, sampler=order, num_workers=workers, **options)
 
 
 def start_epoch(loader, epoch):
-    """Fix all that is random in an epoch: order, captions, crops, dropout. So 1 + 2 epochs equal 3, after a resume."""
-    loader.dataset.epoch = epoch
+    """Fix all that is random in an epoch: order, captions, crops, dropout.
+
+    So a run of one epoch that is resumed for two more ends as a run of three.
+    """
+    loader.dataset.epoch = epoch  # the loader's workers start anew in each pass, and learn it
     if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
         loader.sampler.set_epoch(epoch)
     # dropout differs between processes

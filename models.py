@@ -55,7 +55,7 @@ def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
 
     Two photos of dogs on a beach are not opposites, so a target row is the softmax of the mean of image-image and
     text-text similarity, at the scale of the logits. Targets are detached, or the model would lower its loss by moving
-    them; and the rows of each direction sum to 1 (the mean is symmetric, so one matrix serves both).
+    them; and the rows sum to 1 in both directions, since the mean similarity is symmetric: its softmax serves both.
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B)
     with torch.no_grad():
@@ -90,11 +90,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, name, pretrained=True, image_size=None):
         super().__init__()
-        with loading("image", name, pretrained):  # what goes wrong there is one line
+        with loading("image", name, pretrained):  # errors of the libraries become one line for people
             if pretrained and name.startswith("local-dir:"):
                 check_image_weights(Path(name.removeprefix("local-dir:")))
             self.backbone = timm.create_model(name, pretrained=pretrained, num_classes=0)
-            self.model_args = timm_model_args(name)
+            self.model_args = timm_model_args(name)  # kept for `save_pretrained`
 
         trained_with = self.backbone.pretrained_cfg
         self.image_size = image_size or trained_with["input_size"][-1]
@@ -159,7 +159,7 @@ class TextEncoder(nn.Module):
 
         pretrained: with its weights, otherwise with random ones. tokenizer: None takes the one that comes with it.
         """
-        with loading("text", name, pretrained):  # what goes wrong there is one line
+        with loading("text", name, pretrained):  # errors of the libraries become one line for people
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
@@ -193,7 +193,7 @@ class TextEncoder(nn.Module):
         """Return the token ids (B, T) of texts, cut where they are too long, and their mask (B, T)."""
         return pad(tokenize(self.tokenizer, texts, self.max_tokens), self.pad_id)
 
-    @in_parts_of_like_length
+    @in_parts_of_like_length  # faster on a CPU; the result is the same
     def forward(self, input_ids, attention_mask):
         """(B, T), (B, T) with 1 for tokens and 0 for padding -> (B, F)."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, F)
@@ -215,14 +215,22 @@ class ProjectionHead(nn.Module):
         self.hidden = nn.Linear(embedding_dim, embedding_dim)
         self.dropout = Dropout(dropout)  # nn.Dropout, made fast on a CPU
         self.norm = nn.LayerNorm(embedding_dim)
-        # A random head scatters its outputs so widely that at temperature 0.07 the first loss is up to a tenth above
-        # chance, ln B. This random shift is common to all outputs of a head, so that the logits differ less.
+        # The first loss should be that of a model that knows nothing, ln B. With a bias of 0 the outputs of a random
+        # head point in such different directions that, at temperature 0.07, it is up to a tenth above. A random bias
+        # turns all outputs of a head towards one direction: all similarities are then about equal.
         nn.init.normal_(self.norm.bias)
 
     def forward(self, features):
         projected = self.projection(features)  # (B, F) -> (B, D)
         residual = self.dropout(self.hidden(F.gelu(projected)))  # (B, D)
         return self.norm(projected + residual)  # (B, D)
+
+
+def new_head(feature_dim, config):
+    """Return a head with random weights, of the kind that the settings name."""
+    if config.head == "linear":
+        return nn.Linear(feature_dim, config.embedding_dim)
+    return ProjectionHead(feature_dim, config.embedding_dim, config.head_dropout)
 
 
 # ---------------------------------------------------------------- CLIP
@@ -303,7 +311,8 @@ class CLIP(nn.Module):
     def freeze(self, towers):
         """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.
 
-        These see edges, which need no learning anew, and at the highest resolution: few weights, half of the time.
+        The lowest layers see edges, which need no learning anew. They hold few weights, but work at the highest
+        resolution, so that training them would take half of the time. How many: --image-depth.
         """
         self.requires_grad_(True)
         if towers in ("image", "both"):
@@ -313,6 +322,8 @@ class CLIP(nn.Module):
         if self.config.pretrained:
             layers = self.image_encoder.layers()
             lowest = round((1 - self.config.image_depth) * len(layers))
+            if len(layers) == 1:
+                lowest = 0  # timm does not know them apart: the tower trains as a whole
             for names in layers[:lowest]:
                 for name in names:
                     self.image_encoder.backbone.get_parameter(name).requires_grad_(False)
@@ -366,7 +377,8 @@ class CLIP(nn.Module):
 
         Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
         """
-        return read_model(model_folder(name, revision, token), Config.load, cls.from_settings)
+        directory = model_folder(name, revision, token)
+        return read_model(directory, Config.load, cls.from_settings)  # built from its settings, then given its weights
 
     @classmethod
     def from_settings(cls, directory, config, tokenizer):
@@ -388,13 +400,6 @@ class CLIP(nn.Module):
         """
         text = Path(card).read_text(encoding="utf-8") if card else None
         return upload(self, repo_id, text, private, token, commit_message)
-
-
-def new_head(feature_dim, config):
-    """Return a head with random weights, of the kind that the settings name."""
-    if config.head == "linear":
-        return nn.Linear(feature_dim, config.embedding_dim)
-    return ProjectionHead(feature_dim, config.embedding_dim, config.head_dropout)
 
 
 # ---------------------------------------------------------------- embedding many
@@ -421,6 +426,7 @@ def embed_images(model, loader, encode=None, progress=None):
     embeddings = torch.cat(embeddings) if embeddings else nothing
     if process_count() > 1:
         embeddings, rows = from_all_processes(embeddings, rows, len(loader.dataset), model.device)
+        # What another process could not read is read again here, to learn why.
         for row in set(range(len(loader.dataset))) - set(rows):
             _, _, error = loader.dataset[row]
             faults[row] = error or OSError("it could not be read a moment ago")
@@ -449,5 +455,5 @@ def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
             embeddings.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())
         rows += batch
     embeddings = torch.cat(embeddings) if embeddings else nothing
-    embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)
+    embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)  # in the order of the texts again
     return embeddings

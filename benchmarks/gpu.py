@@ -92,7 +92,7 @@ def rate(model, source, steps):
         scaler.step(optimizer)
         scaler.update()
         average.update(index)
-    return steps * len(batch.photos) / (wait(device) - start)
+    return steps * len(batch.photo_rows) / (wait(device) - start)
 
 
 def wait(device):
@@ -139,7 +139,7 @@ def traffic(model, batch):
         model(batch)
     for hook in hooks:
         hook.remove()
-    return 5 * sum(sizes) / len(batch.photos) / 1e9
+    return 5 * sum(sizes) / len(batch.photo_rows) / 1e9
 
 
 def main(flags):
@@ -161,7 +161,7 @@ def main(flags):
             there = rate(model, iter(lambda batch=batch: batch, None), flags.steps)
             fed = rate(model, batches(loader), flags.steps)
             peak = torch.cuda.max_memory_allocated() / 1e9
-            print(f"| {len(batch.photos):,} | {there:,.0f} | {100 * there * gflop / flops / 1e3:.0f} % "
+            print(f"| {len(batch.photo_rows):,} | {there:,.0f} | {100 * there * gflop / flops / 1e3:.0f} % "
                   f"| {100 * there * gigabytes / bandwidth / 1e3:.0f} % | {fed:,.0f} "
                   f"| {100 * max(0, 1 - fed / there):.0f} % | {peak:.1f} |", flush=True)
 

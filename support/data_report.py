@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from support.errors import UserError
 from support.images import read_image
-from support.tars import contents, is_sharded
+from support.tars import contents, is_sharded, shard_faults
 
 MOST_UNUSABLE = 0.5  # of the photos, of all or of a split, that may be missing or unreadable
 NAMED = 5  # photos of each kind that are named; they are all counted
@@ -64,6 +64,13 @@ def open_photos(report, paths):
         list(tqdm(opened, "checking photos", len(paths), leave=False, disable=None))
     report.unreadable = dict(sorted(report.unreadable.items()))
     report.duplicates = sorted(sorted(names) for names in copies.values() if len(names) > 1)
+
+
+def add_shard_faults(report, data_dir):
+    """Add to a report what only the tables of contents of shards tell: halves of samples, tars that are cut off."""
+    if is_sharded(data_dir):
+        report.missing, report.without_captions, cut_off = shard_faults(data_dir)
+        report.unreadable |= cut_off
 
 
 def refuse_if_mostly_unusable(report, names_of_split, data_dir):

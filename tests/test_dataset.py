@@ -311,19 +311,19 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     for index in range(len(pairs)):
         item = pairs[index]
         theirs = captions_of[pairs.photos.paths[index].name]
-        assert item.photo == index and item.text in tokenize(tokenizer, theirs, 64)
+        assert item.photo_row == index and item.text in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
     assert [len(batch.pixels) for batch in batches] == [32, 32, 32]
     assert batches[0].pixels.shape == (32, 3, 32, 32) and batches[0].pixels.dtype == torch.uint8
     assert batches[0].image_features is None and batches[0].text_features is None
-    assert sorted(torch.cat([batch.photos for batch in batches]).tolist()) == list(range(96))
+    assert sorted(torch.cat([batch.photo_rows for batch in batches]).tolist()) == list(range(96))
 
 
 def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
     pairs, _, _ = pairs_of(sample_dir)
     items = [pairs[row] for row in (5, 2, 9)]
     batch = pairs.collate(items)
-    assert batch.photos.tolist() == [5, 2, 9]
+    assert batch.photo_rows.tolist() == [5, 2, 9]
     for row, item in enumerate(items):
         assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
         assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
@@ -341,8 +341,8 @@ def test_known_features_stand_in_for_photos_and_captions(sample_dir):
         CaptionDataset(table, sample_dir, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
     (batch, *_), (plain, *_) = batches_of(known_pairs, epoch=2), batches_of(pairs, epoch=2)
     assert batch.pixels is None and batch.input_ids is None and batch.attention_mask is None
-    assert torch.equal(batch.photos, plain.photos)
-    assert torch.equal(batch.image_features, known.image_features[batch.photos])
+    assert torch.equal(batch.photo_rows, plain.photos)
+    assert torch.equal(batch.image_features, known.image_features[batch.photo_rows])
     token_ids = tokenize(tokenizer, table["caption"], 64)
     for features, ids, mask in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
         caption = (known.text_features == features).all(dim=1).nonzero().item()  # the one that is drawn without them

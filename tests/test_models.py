@@ -365,8 +365,10 @@ def test_an_image_tower_whose_layers_are_not_known_is_one_layer(tower_flags, mon
     model = pretrained_clip(tower_flags, image_depth=0.5)
     monkeypatch.delattr(type(model.image_encoder.backbone), "group_matcher")
     assert len(model.image_encoder.layers()) == 1
-    model.freeze("none")
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    for depth in (0.5, 0.3):  # at 0.3 all but a third of one layer would be frozen, which is the whole tower
+        model.config = replace(model.config, image_depth=depth)
+        model.freeze("none")
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_random_tower_learns_as_a_whole():
