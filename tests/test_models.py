@@ -14,11 +14,12 @@ from transformers import DistilBertConfig
 import models
 from config import PRESETS
 from dataset import Batch, pad, tokenize
-from models import CLIP, Dropout, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
+from models import CLIP, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
 from support import big_batch
 from support.big_batch import MicroBatches, streamed_clip_loss
 from support.errors import UserError
-from support.process import choose_device, choose_dtype
+from support.fast_cpu import Dropout
+from support.process import choose_device, choose_dtype, start_process
 from support.wordpiece import train_tokenizer
 
 CAPTIONS = ["A dog runs through the water .", "Two people sit near the beach .", "Children play soccer ."]
@@ -36,12 +37,13 @@ def text_batch(model, texts=CAPTIONS):
     return pad(tokenize(tower.tokenizer, texts, tower.max_tokens), tower.tokenizer.pad_token_id)
 
 
-def batch_of(pixels, input_ids, attention_mask):
-    return Batch(torch.arange(len(pixels)), pixels, input_ids, attention_mask, None, None)
-
-
 def pixel_batch(count=3, size=32):
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def batch_of(pixels, input_ids, attention_mask):
+    """A batch of pairs as the loader makes it, without anything known of them."""
+    return Batch(torch.arange(len(pixels)), pixels, input_ids, attention_mask, None, None)
 
 
 def embeddings(count=6, dim=8, seed=0):
@@ -104,7 +106,10 @@ def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypa
 
 def test_a_large_batch_has_its_loss_streamed(monkeypatch):
     model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
+    monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(models, "STREAMED_PAIRS", 17)
     plain = model.loss(images, texts)
+    assert "StreamedClipLoss" not in type(plain.grad_fn).__name__
     monkeypatch.setattr(models, "STREAMED_PAIRS", 16)
     streamed = model.loss(images, texts)
     assert type(streamed.grad_fn).__name__ == "StreamedClipLossBackward" and torch.allclose(plain, streamed)
@@ -290,9 +295,12 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
     texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 3)]
 
     def whole(batch):
+        pixels, input_ids, mask = batch.pixels, batch.input_ids, batch.attention_mask
         if not dropout:
-            return model(batch)
-        images, texts = zip(*map(model, batch.split(4)), strict=True)  # dropout is drawn in this order
+            return model.encode_image(pixels), model.encode_text(input_ids, mask)
+        parts = zip(pixels.split(4), input_ids.split(4), mask.split(4), strict=True)  # dropout is drawn in this order
+        images, texts = zip(*((model.encode_image(part[0]), model.encode_text(*part[1:])) for part in parts),
+                            strict=True)
         return torch.cat(images), torch.cat(texts)
 
     expected = gradients_of(model, whole, texts)
@@ -309,8 +317,8 @@ def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):
     model = pretrained_clip(tower_flags).train()
     calls = []
     model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
-    batch = Batch(torch.arange(9), pixel_batch(9), None, None, None, torch.randn(9, 32))
-    images, texts = MicroBatches(model, 4)(batch)
+    features = torch.randn(9, 32)
+    images, texts = MicroBatches(model, 4)(Batch(torch.arange(9), pixel_batch(9), None, None, None, features))
     assert calls == [4, 4, 1] and len(images) == len(texts) == 9
 
 
@@ -388,8 +396,14 @@ def test_freezing_can_be_taken_back(tower_flags):
 def test_features_made_before_give_the_same_embeddings(tower_flags):
     model = pretrained_clip(tower_flags).eval()
     pixels, (input_ids, mask) = pixel_batch(), text_batch(model)
-    assert torch.equal(model.project_image(model.image_encoder(pixels)), model.encode_image(pixels))
-    assert torch.equal(model.project_text(model.text_encoder(input_ids, mask)), model.encode_text(input_ids, mask))
+    image_features, text_features = model.image_encoder(pixels), model.text_encoder(input_ids, mask)
+    assert torch.equal(model.project_image(image_features), model.encode_image(pixels))
+    assert torch.equal(model.project_text(text_features), model.encode_text(input_ids, mask))
+    plain = model(batch_of(pixels, input_ids, mask))
+    for known in (Batch(torch.arange(3), None, input_ids, mask, image_features, None),
+                  Batch(torch.arange(3), pixels, None, None, None, text_features),
+                  Batch(torch.arange(3), None, None, None, image_features, text_features)):
+        assert all(torch.equal(one, other) for one, other in zip(model(known), plain, strict=True))
 
 
 def test_dropout_on_features_is_there_in_training_only(tower_flags):
@@ -492,7 +506,9 @@ def test_nothing_that_is_saved_is_a_pickle(tmp_path):
 def test_a_gpu_that_is_not_there_is_said_so():
     with pytest.raises(UserError, match="--device cpu"):
         choose_device("cuda")
-    assert choose_device("auto").type == "cpu"
+    with pytest.raises(UserError, match="--device cpu"):
+        start_process("cuda")
+    assert choose_device("auto").type == start_process("auto").type == "cpu"
 
 
 def test_precision_is_what_was_asked_for():

@@ -395,9 +395,10 @@ def test_a_run_goes_on_with_the_next_shards(tmp_path, pattern, calm, monkeypatch
         keep(*arguments)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr(Run, "keep", stop)
         train.main(config, "")
+    assert ended.value.code == 130
     assert len(rows_of(tmp_path / "stopped")) == 1
     saved = Config.load(config.run_dir / "last" / "config.json")
     train.main(replace(saved, run_dir=config.run_dir, resume=True), "")
