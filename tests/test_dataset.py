@@ -328,7 +328,7 @@ def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
         assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
         assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
     first, last = batch.split(2)
-    assert first.photos.tolist() == [5, 2] and last.photos.tolist() == [9] and last.image_features is None
+    assert first.photo_rows.tolist() == [5, 2] and last.photo_rows.tolist() == [9] and last.image_features is None
     assert torch.equal(torch.cat([first.pixels, last.pixels]), batch.pixels)
     assert equal([batch.to("cpu")], [batch])
 
@@ -341,7 +341,7 @@ def test_known_features_stand_in_for_photos_and_captions(sample_dir):
         CaptionDataset(table, sample_dir, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
     (batch, *_), (plain, *_) = batches_of(known_pairs, epoch=2), batches_of(pairs, epoch=2)
     assert batch.pixels is None and batch.input_ids is None and batch.attention_mask is None
-    assert torch.equal(batch.photo_rows, plain.photos)
+    assert torch.equal(batch.photo_rows, plain.photo_rows)
     assert torch.equal(batch.image_features, known.image_features[batch.photo_rows])
     token_ids = tokenize(tokenizer, table["caption"], 64)
     for features, ids, mask in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
