@@ -75,14 +75,16 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     Returns the figures of the epoch: its mean loss, and what had to be skipped.
     """
     model.train()
-    average.follow(model)
-    # Begins where a stop left off; a signal waits for the end of a step; batches arrive on the model's device.
+    average.follow(model)  # finds which weights move; `update` below moves the mean after them
+    # Steps count from the start of the phase, and begin where a stop left off. Batches come on the model's device.
     for step, batch in run.steps(phase, epoch):
         phase.set_learning_rates(step)  # linear warm-up, then a cosine to 0
 
         with model.autocast():
             image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) each, unit length
-        loss = model.loss(image_embeddings, text_embeddings)  # in float32: a softmax over similarities needs the digits
+        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. Of several
+        # processes, B counts the pairs of all. In float32: a softmax over similarities needs the digits.
+        loss = model.loss(image_embeddings, text_embeddings)
 
         phase.optimizer.zero_grad(set_to_none=True)
         # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it does nothing.
@@ -90,13 +92,14 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         phase.scaler.unscale_(phase.optimizer)
         norm = nn.utils.clip_grad_norm_(phase.weights, config.grad_clip)
 
-        # Not finite: in fp16 the step is skipped, for that happens now and then; otherwise this stops, naming photos.
-        if run.is_finite(step, phase, batch, (image_embeddings, text_embeddings), loss, norm):
+        # Not finite: in fp16 the step is skipped, for that happens now and then; otherwise the run stops here and names
+        # the photos. The scaler would skip the step itself, but not the clamp and the mean.
+        if run.note_step(step, phase, batch, (image_embeddings, text_embeddings), loss, norm):
             phase.scaler.step(phase.optimizer)
             model.clamp_logit_scale()
             average.update(step)
         else:
-            average.put_statistics_back()
+            average.put_statistics_back()  # those of BatchNorm, which the forward pass has spoilt
         phase.scaler.update()
     return phase.figures()
 
@@ -109,7 +112,7 @@ class Phase:
     """What training consists of: first for the heads alone, and then for all that is not frozen."""
 
     pairs: CaptionDataset
-    loader: DataLoader  # of `dataset.Batch`es of pairs
+    loader: DataLoader  # gives `dataset.Batch`es; of several processes, each its part
     forward: nn.Module  # embeds a batch; of several processes, it also averages their gradients
     weights: list  # the parameters that train
     optimizer: torch.optim.Optimizer
@@ -117,8 +120,8 @@ class Phase:
     epochs: int
     warmup: float
     device: torch.device
-    chance_loss: float | None  # of a model that knows nothing, ln B; None for the sigmoid loss, where a bias decides
-    dev_known: Precomputed  # what there is already of dev
+    chance_loss: float | None  # the loss of a model that knows nothing, ln B; None for the sigmoid loss
+    dev_known: Precomputed  # decoded photos, or features of frozen towers, of dev
 
     # of the epoch under way, kept when it is interrupted
     losses: list = field(default_factory=list)  # a step each
@@ -251,8 +254,8 @@ def lr_factor(step, steps, warmup):
 def precompute(model, table, config, frozen, split):
     """Return what training would otherwise compute in every epoch: `Precomputed`.
 
-    Of a frozen tower these are its features, of the whole photo and of each caption; otherwise decoded photos. Both
-    are kept in the dataset folder, and found there by the next run.
+    Of a frozen tower these are its features, of the whole photo (there are no crops then) and of each caption;
+    otherwise decoded photos. Both are kept in the dataset folder, and found there by the next run.
     """
     if not config.cache:
         return Precomputed()
@@ -325,16 +328,21 @@ def train_and_measure(model, average, phase, run, epoch, splits, config):
 
 def epoch_line(row, epochs):
     """Return one line for people about an epoch."""
-    words = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['train_loss']:.3f}", "dev R@1/5/10"]
-    for arrow, direction in (("text->image", "text_to_image"), ("image->text", "image_to_text")):
-        recalls = [f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10")]
-        words.append(f"{arrow} {'/'.join(recalls)}")
+    recalls = {}
+    for direction in ("text_to_image", "image_to_text"):
+        recalls[direction] = "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
+    words = [
+        f"epoch {row['epoch']:>3}/{epochs}",
+        f"loss {row['train_loss']:.3f}",
+        f"dev R@1/5/10 text->image {recalls['text_to_image']}",
+        f"image->text {recalls['image_to_text']}",
+    ]
     words.append(f"{row['seconds']:.1f} s")
     if row.get("skipped"):
         words.append(f"{row['skipped']:,} bad samples skipped")
     if row.get("skipped_steps"):
         words.append(f"{row['skipped_steps']:,} steps skipped: fp16 overflow")
-    return "  ".join(words).replace("R@1/5/10  ", "R@1/5/10 ")
+    return "  ".join(words)
 
 
 def warning_at_chance(history, chance_loss):
@@ -354,9 +362,9 @@ def warning_at_chance(history, chance_loss):
 def main(config, why=""):
     device = start_process(config.device)  # under torchrun the processes meet here
     choose_dtype(device, config.precision)  # one that cannot be had here is refused before anything is read
-    config = replace(config, run_dir=from_first_process(config.run_dir))  # its name is the time, which differs
+    config = replace(config, run_dir=from_first_process(config.run_dir))  # named after a clock that each has read
     print(why)
-    with Run(config) as run:  # holds the folder; ends in good order by a signal, on a full disk, without a process
+    with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         splits = load_data(config)
         torch.manual_seed(config.seed)
         if run.is_new:
@@ -368,7 +376,8 @@ def main(config, why=""):
         average = RunningMean(model, config.averaging)
         print_towers(model, config)
 
-        # A random head sends random gradients into a good tower; and heads on known features train in seconds.
+        # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
+        # features that the towers make once. All of its epochs become one row of metrics.jsonl, that of epoch 0.
         heads_row = None
         if run.is_new and heads_learn_first(config):
             start = time.perf_counter()
@@ -378,7 +387,7 @@ def main(config, why=""):
             for epoch in range(1, heads.epochs + 1):
                 heads_row = train_and_measure(model, average, heads, run, epoch, splits, config)
                 heads.forget_steps()
-            heads_row["epoch"] = 0  # all of them are one row
+            heads_row["epoch"] = 0
             heads_row["seconds"] = round(time.perf_counter() - start, 2)
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
@@ -403,7 +412,8 @@ def load_data(config):
     with one_process_at_first():
         if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
             write_sample(config.data_dir)
-    # Shards skip bad photos as these stream by; but features need sound ones: of a tower that waits or stays.
+    # Photos of shards are checked as they stream by, unless features are made of them first: where the image tower is
+    # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
     splits, report = load_sound_splits(config.data_dir, config.split_seed, open_train_photos)
@@ -412,7 +422,10 @@ def load_data(config):
 
 
 def heads_learn_first(config):
-    """Return whether the heads learn alone first: where both towers are pretrained and one of them will move."""
+    """Return whether the heads learn alone first: where both towers are pretrained and one of them will move.
+
+    A pretrained text tower says that both are: --pretrained counts for the two.
+    """
     return config.heads_first > 0 and config.freeze != "both" and config.is_pretrained("text")
 
 

@@ -147,7 +147,7 @@ class Run:
                 yield number, batch.to(phase.device)
             bar.set_postfix(loss=f"{phase.losses[-1]:.3f}", refresh=False)
 
-    def is_finite(self, step, phase, batch, embeddings, loss, norm):
+    def note_step(self, step, phase, batch, embeddings, loss, norm):
         """Note the loss of a step; returns whether it and the norm of its gradient are finite.
 
         fp16 overflows now and then: then the step is skipped, and the scaler halves its scale. Where there is no scale
