@@ -87,8 +87,7 @@ def main(flags):
         decoded = decode_once(Photos(paths_of(table, folder), flags.size), folder, "benchmark")
         ways = {
             "ancestors": DataLoader(AncestorFiles(paths, flags.size), 32),
-            **{way: training_loader(CaptionDataset(table, folder, tokenizer, crop, flags.size, 64, known=known),
-                                    min(256, len(paths)))
+            **{way: training_loader(CaptionDataset(table, folder, tokenizer, crop, flags.size, 64, known=known), 256)
                for way, known in (("decoding every time", NOTHING_KNOWN), ("decoded once", Precomputed(decoded)))},
             "decoded once, not cropped": image_loader(paths, flags.size, 256, decoded=decoded),
         }

@@ -3,7 +3,7 @@
     python benchmarks/gallery.py --photos data/sample/Images
 
 The image tower has random weights: the work is the same. The ancestors decode with OpenCV, resize, normalise to float32
-and embed batches of 32, channels first, in float32. Ours is `cache.embed_images`, with which a gallery is made. Each
+and embed batches of 32, channels first, in float32. Ours is `models.embed_images`, with which a gallery is made. Each
 runs in a process of its own, turn by turn: how memory is given back is a setting of the process, and part of ours.
 """
 

@@ -154,8 +154,8 @@ def main(flags):
               "| batch | samples/s, pixels there | of products | of memory (estimate) | samples/s, loader "
               "| loader's share of the time | peak GB |\n|---|---|---|---|---|---|---|", flush=True)
         for loader in loaders:
-            batch = [part.to(device) for part in next(batches(loader))]
-            gigabytes = traffic(model, [part[:32] for part in batch])
+            batch = next(batches(loader)).to(device)
+            gigabytes = traffic(model, batch.split(32)[0])
             gflop = GFLOP[0] + GFLOP[1] * batch.input_ids.shape[1]
             torch.cuda.reset_peak_memory_stats()
             there = rate(model, iter(lambda batch=batch: batch, None), flags.steps)
