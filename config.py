@@ -249,7 +249,8 @@ class InferenceConfig:
         for question, flags in meaningless.items():
             clash = given & flags
             if question in given and clash:
-                raise UserError(f"--{question} and --{min(clash)} do not go together: leave one out")
+                other = min(clash).replace("_", "-")
+                raise UserError(f"--{question} and --{other} do not go together: leave one out")
         if self.captions and self.image is None:
             raise UserError("--captions FILE are ranked against a picture: add --image FILE")
         if self.labels is not None and len(self.label_names()) < 2:

@@ -136,6 +136,7 @@ def test_a_file_without_captions_is_named(tmp_path, content, complaint):
     ({"captions": "captions.txt"}, "add --image FILE"),
     ({"captions": "a.txt", "image": "a.jpg", "gallery": "photos"}, "--captions and --gallery do not go together"),
     ({"export": "onnx", "labels": "a,b"}, "--export and --labels do not go together"),
+    ({"export": "onnx", "top_k": 3}, "--export and --top-k do not go together"),
     ({"export": "onnx", "output": "a.png"}, "--export and --output do not go together"),
     ({"plus": ("a dog",)}, "say what to look for"),
 ])
