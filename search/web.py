@@ -8,13 +8,16 @@ import socket
 import threading
 from pathlib import Path
 
+from search.uploads import UPLOADED  # before Gradio, which is told by it where uploads go
+
+# isort: split
+
 import gradio as gr
 import uvicorn
 from starlette.responses import HTMLResponse
 
 from search.guard import Guard
 from search.page import escaped
-from search.uploads import UPLOADED
 from support.errors import UserError
 
 
