@@ -35,6 +35,7 @@ import numpy as np
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 from search.caption_list import read_caption_list
+from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
 from search.embedder import Embedder
 from search.export import export_model
 from search.near_duplicates import groups_that_look_the_same
@@ -44,12 +45,11 @@ from search.tables import caption_table, label_table, match_table, write_label_t
 from search.update import EXCEPTIONS, up_to_date_index
 from support.find_run import checkpoint_dir
 from support.images import IMAGE_SUFFIXES
-from support.plots import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
 from support.tars import exists
 
-OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"}
+OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf"}
 
 # ---------------------------------------------------------------- a gallery
 

@@ -48,10 +48,11 @@ from evaluate import draw_pictures, embed_split, mean_recall, modality_gap, reca
 from models import CLIP, embed_images, embed_texts
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
+from support.console import print_epoch, print_plan, print_towers
 from support.errors import UserError
 from support.files import file_key, write_file
-from support.hub import model_card
 from support.kept import decode_once, kept_features
+from support.model_card import model_card
 from support.process import (
     choose_dtype,
     copy_from_first_process,
@@ -75,6 +76,7 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     Returns the figures of the epoch: its mean loss, and what had to be skipped.
     """
     model.train()
+    start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
     average.follow(model)  # finds which weights move; `update` below moves the mean after them
     # Steps count from the start of the phase, and begin where a stop left off. Batches come on the model's device.
     for step, batch in run.steps(phase, epoch):
@@ -278,8 +280,8 @@ def photo_features(model, table, data_dir, workers=0):
     def embed():
         loader = image_loader(paths, size, EMBEDDED_AT_ONCE, workers)
         features, _, faults = embed_images(model, loader, model.image_encoder, "features of photos")
-        for error in faults.values():
-            raise UserError(f"a photo can no longer be read: {error}")
+        if faults:
+            raise UserError(f"a photo can no longer be read: {next(iter(faults.values()))}")
         return features
 
     files = [file_key(path, dataset_folder(data_dir)) for path in paths]
@@ -304,56 +306,25 @@ def caption_features(model, table, data_dir):
 def train_and_measure(model, average, phase, run, epoch, splits, config):
     """Train one epoch and measure the averaged weights on dev; returns its row of metrics.jsonl."""
     start = time.perf_counter()
-    start_epoch(phase.loader, epoch)
     figures = train_one_epoch(model, average, phase, run, epoch, config)
+    recall = measure_on_dev(average.model, phase, splits["dev"], config)
+    return {"epoch": epoch, **figures, **recall, "seconds": round(time.perf_counter() - start, 2)}
 
-    averaged = average.model.eval()
-    copy_from_first_process(averaged.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(
-        averaged, splits["dev"], config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_known
-    )
-    for error in dev.faults.values():
-        raise UserError(f"a dev photo can no longer be read: {error}")
+
+def measure_on_dev(model, phase, table, config):
+    """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
+    model.eval()
+    copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
+    dev = embed_split(model, table, config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_known)
+    if dev.faults:
+        raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
     return {
-        "epoch": epoch,
-        **figures,
-        "logit_scale": averaged.logit_scale.exp().item(),
+        "logit_scale": model.logit_scale.exp().item(),
         "modality_gap": modality_gap(dev.image_embeddings, dev.text_embeddings),
         **recall,
         "mean_recall": mean_recall(recall),
-        "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def epoch_line(row, epochs):
-    """Return one line for people about an epoch."""
-    recalls = {}
-    for direction in ("text_to_image", "image_to_text"):
-        recalls[direction] = "/".join(f"{row[direction][key]:.1f}" for key in ("R@1", "R@5", "R@10"))
-    words = [
-        f"epoch {row['epoch']:>3}/{epochs}",
-        f"loss {row['train_loss']:.3f}",
-        f"dev R@1/5/10 text->image {recalls['text_to_image']}",
-        f"image->text {recalls['image_to_text']}",
-    ]
-    words.append(f"{row['seconds']:.1f} s")
-    if row.get("skipped"):
-        words.append(f"{row['skipped']:,} bad samples skipped")
-    if row.get("skipped_steps"):
-        words.append(f"{row['skipped_steps']:,} steps skipped: fp16 overflow")
-    return "  ".join(words)
-
-
-def warning_at_chance(history, chance_loss):
-    """Return a warning if the loss of the newest two epochs is that of a model that knows nothing, else None."""
-    newest = [row["train_loss"] for row in history[-2:]]
-    if chance_loss is None or len(newest) < 2 or min(newest) < 0.98 * chance_loss:
-        return None
-    return (
-        f"warning: the loss stands at chance, ln(batch size) = {chance_loss:.2f}: nothing has been learned yet. Are "
-        "these the captions of these photos? If so, try lower --lr-image and --lr-text, and more --epochs"
-    )
 
 
 # ---------------------------------------------------------------- the run
@@ -385,24 +356,20 @@ def main(config, why=""):
             print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
             start = time.perf_counter()
             for epoch in range(1, heads.epochs + 1):
-                heads_row = train_and_measure(model, average, heads, run, epoch, splits, config)
-                heads.forget_steps()
-            heads_row["epoch"] = 0
-            heads_row["seconds"] = round(time.perf_counter() - start, 2)
+                heads.forget_steps()  # those of the epoch before
+                figures = train_one_epoch(model, average, heads, run, epoch, config)
+            recall = measure_on_dev(average.model, heads, splits["dev"], config)
+            heads_row = {"epoch": 0, **figures, **recall, "seconds": round(time.perf_counter() - start, 2)}
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
         run.begin(model, average, phase)  # a run that goes on has its weights, optimiser and history back
         print_plan(model, phase, config)
         if heads_row:
             run.keep(heads_row)
-            print(epoch_line(heads_row, config.epochs), flush=True)
+            print_epoch(run.history, phase.chance_loss, config.epochs)
         for epoch in run.epochs_to_come():
-            row = train_and_measure(model, average, phase, run, epoch, splits, config)
-            run.keep(row)
-            print(epoch_line(row, config.epochs), flush=True)
-            warning = warning_at_chance(run.history, phase.chance_loss)
-            if warning:
-                print(warning, flush=True)
+            run.keep(train_and_measure(model, average, phase, run, epoch, splits, config))
+            print_epoch(run.history, phase.chance_loss, config.epochs)
 
         finish(run, average, splits, config)
 
@@ -427,39 +394,6 @@ def heads_learn_first(config):
     A pretrained text tower says that both are: --pretrained counts for the two.
     """
     return config.heads_first > 0 and config.freeze != "both" and config.is_pretrained("text")
-
-
-def print_towers(model, config):
-    """Print what the towers are, and what is remarkable about them."""
-    image, text = config.image_encoder, config.text_encoder
-    image_start = "pretrained" if config.is_pretrained("image") else "random weights"
-    text_start = "pretrained" if config.is_pretrained("text") else "random weights"
-    print(f"towers: {image} ({image_start}) and {text} ({text_start}); frozen: {config.freeze}", flush=True)
-
-    if config.freeze in ("image", "both") and config.cache:
-        print("the features of whole photos are kept; for crops add --no-cache")
-    if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
-        print("the weights of the towers named are not used: add --pretrained to start from them")
-    batch_norm_learns = not (config.pretrained and config.fix_batch_norm)
-    if batch_norm_learns and (config.micro_batch or process_count() > 1):
-        print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
-    if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
-        print(f"the layers of {image} are not known: it trains as a whole")
-
-
-def print_plan(model, phase, config):
-    """Print how much trains, on what, for how long."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in phase.weights)
-    dtype = str(model.compute_dtype()).removeprefix("torch.")
-    pairs = process_count() * phase.loader.batch_size
-    processes = f", in {process_count()} processes" if process_count() > 1 else ""
-    print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {phase.device} in {dtype}")
-    print(
-        f"{config.epochs} epochs of {len(phase.loader)} steps of {pairs} pairs, into {config.run_dir}{processes}"
-    )
-    if pairs < config.batch_size:
-        print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {pairs}")
 
 
 def finish(run, average, splits, config):

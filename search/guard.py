@@ -5,7 +5,8 @@ import socket
 
 from starlette.responses import PlainTextResponse
 
-MOST_UPLOADED, MOST_ASKED = 20_000_000, 65_536  # bytes of an example picture, and of any other request
+MOST_UPLOADED = 20_000_000  # bytes of an example picture
+MOST_ASKED = 65_536  # bytes of any other request
 
 # All that the page asks for. Gradio has more doors, to files, proxies and code; they stay shut.
 DOORS = re.compile(
@@ -14,7 +15,8 @@ DOORS = re.compile(
     r"|/gradio_api/(info|startup-events|heartbeat/\w+|queue/(join|data)|upload|upload_progress|cancel|reset)", re.ASCII)
 ANSWER_HEADERS = (  # the browser itself is to load nothing from elsewhere, and to show nothing of this elsewhere
     (b"content-security-policy", b"default-src 'self' data: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
 )
 # By these Gradio would believe that the page stands at another address, and load its scripts from there.
 BELIEVED = re.compile(rb"forwarded|x-forwarded-.*|x-gradio-.*|x-direct-url", re.IGNORECASE)
@@ -34,37 +36,8 @@ class Guard:
     """
 
     def __init__(self, app, host):
-        self.app, self.host = app, host
-
-    def is_ours(self, name):
-        if is_loopback(self.host):
-            return is_loopback(name)
-        in_numbers = re.fullmatch(r"[\d.]+|[\da-f:.]*:[\da-f:.]*", name)
-        return bool(in_numbers) or name in {"localhost", self.host.lower(), socket.gethostname().lower()}
-
-    def refusal(self, scope):
-        """Return the status and the reason to refuse a request with, or None."""
-        pairs = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        headers, names = dict(pairs), [name for name, _ in pairs]
-        if any(names.count(name) > 1 for name in ("host", "origin", "sec-fetch-site")):
-            return 400, "one of each header is enough"
-        host, length = headers.get("host", ""), headers.get("content-length", "")
-        name = re.sub(r"(^\[|\])|:\d+$", "", host.lower())  # without brackets and port
-        if not self.is_ours(name):
-            return 403, "this is not the address of this page"
-        ours = headers.get("sec-fetch-site", "none") in {"none", "same-origin"}
-        if not ours and headers.get("sec-fetch-mode") != "navigate":  # a link to the page may be followed
-            return 403, "another site may not ask here"
-        if headers.get("origin", f"http://{host}") not in {f"http://{host}", f"https://{host}"}:
-            return 403, "another site may not ask here"
-        if not DOORS.fullmatch(scope["path"]):
-            return 404, "there is nothing here"
-        reads = scope["method"] in {"GET", "HEAD"}
-        if "transfer-encoding" in headers or not re.fullmatch(r"\d{1,18}", length or "0" * reads):
-            return 411, "say how long the request is"
-        if int(length or 0) > (MOST_UPLOADED + MOST_ASKED if scope["path"].endswith("/upload") else MOST_ASKED):
-            return 413, "this is too large"
-        return None
+        self.app = app
+        self.host = host
 
     async def __call__(self, scope, receive, send):
         async def send_with_headers(message):
@@ -74,8 +47,51 @@ class Guard:
 
         app = self.app
         if scope["type"] == "http":
-            if refusal := self.refusal(scope):
-                app = PlainTextResponse(f"{refusal[1]}\n", refusal[0])
+            refusal = self.refusal(scope)
+            if refusal:
+                status, reason = refusal
+                app = PlainTextResponse(f"{reason}\n", status)
             believed = [header for header in scope["headers"] if not BELIEVED.fullmatch(header[0])]
             scope = {**scope, "headers": believed}
         await app(scope, receive, send_with_headers)
+
+    def refusal(self, scope):
+        """Return the status and the reason to refuse a request with, or None."""
+        headers = {}
+        for name, value in scope["headers"]:
+            name = name.decode("latin-1").lower()
+            if name in headers and name in ("host", "origin", "sec-fetch-site"):
+                return 400, "one of each header is enough"
+            headers[name] = value.decode("latin-1")
+
+        host = headers.get("host", "")
+        if not self.is_ours(host):
+            return 403, "this is not the address of this page"
+        same_site = headers.get("sec-fetch-site", "none") in {"none", "same-origin"}
+        follows_a_link = headers.get("sec-fetch-mode") == "navigate"
+        if not same_site and not follows_a_link:
+            return 403, "another site may not ask here"
+        if "origin" in headers and headers["origin"] not in {f"http://{host}", f"https://{host}"}:
+            return 403, "another site may not ask here"
+
+        path = scope["path"]
+        if not DOORS.fullmatch(path):
+            return 404, "there is nothing here"
+
+        length = headers.get("content-length", "")
+        if not length and scope["method"] in {"GET", "HEAD"}:
+            length = "0"
+        if "transfer-encoding" in headers or not re.fullmatch(r"\d{1,18}", length):
+            return 411, "say how long the request is"
+        most = MOST_UPLOADED + MOST_ASKED if path.endswith("/upload") else MOST_ASKED
+        if int(length) > most:
+            return 413, "this is too large"
+        return None
+
+    def is_ours(self, host):
+        """Return whether a Host header, NAME:PORT, names this page."""
+        name = re.sub(r"(^\[|\])|:\d+$", "", host.lower())  # without brackets and port
+        if is_loopback(self.host):
+            return is_loopback(name)
+        in_numbers = re.fullmatch(r"[\d.]+|[\da-f:.]*:[\da-f:.]*", name)
+        return bool(in_numbers) or name in {"localhost", self.host.lower(), socket.gethostname().lower()}

@@ -17,6 +17,11 @@ def shown(words):
     return re.sub(CONTROL, lambda found: ascii(found[0])[1:-1], str(words))
 
 
+def shortened(error):
+    """Return the words of a library's error as one line of at most 240 characters."""
+    return " ".join(str(error).split())[:240]
+
+
 @contextlib.contextmanager
 def one_line_errors():
     """Turn a `UserError` into one line on standard error; errors of the program keep their traceback."""

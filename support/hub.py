@@ -6,10 +6,21 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from support.errors import UserError
+from support.errors import UserError, shortened
 from support.files import write_file
+from support.model_card import model_card
 
 HUB_NAME = r"[\w.-]+/[\w.-]+"
+FETCHED = ["*.json", "*.txt", "*.md", "*.safetensors"]  # no code, and nothing that is pickled
+
+WHAT_A_FLAG_TAKES = {
+    "image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
+    "text": "a hub name, or a folder with config.json, safetensors and tokenizer",
+}
+WITHOUT_A_NETWORK = (
+    "; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or type --no-pretrained for "
+    "random weights"
+)
 
 # ---------------------------------------------------------------- from it
 
@@ -28,13 +39,11 @@ def loading(tower, name, pretrained):
     except UserError:
         raise
     except Exception as error:  # no network, no such name, no weights, damaged file: each library has its own errors
-        reason = " ".join(str(error).split())[:240]
-        takes = {"image": "a timm name (timm.list_models() lists them) or local-dir:PATH",
-                 "text": "a hub name, or a folder with config.json, safetensors and tokenizer"}[tower]
-        hint = pretrained * ("; pretrained weights come from the Hugging Face hub, once: connect, or name a folder, or "
-                             "type --no-pretrained for random weights")
-        raise UserError(f"the {tower} tower {name!r} cannot be loaded: {reason} ({type(error).__name__}). "
-                        f"--{tower}-encoder takes {takes}{hint}") from None
+        hint = WITHOUT_A_NETWORK if pretrained else ""
+        raise UserError(
+            f"the {tower} tower {name!r} cannot be loaded: {shortened(error)} ({type(error).__name__}). "
+            f"--{tower}-encoder takes {WHAT_A_FLAG_TAKES[tower]}{hint}"
+        ) from None
 
 
 def model_folder(name, revision=None, token=None):
@@ -45,16 +54,18 @@ def model_folder(name, revision=None, token=None):
     """
     from huggingface_hub import snapshot_download
 
-    folder, place = Path(name), str(name).removeprefix("hf-hub:")
-    if folder.exists() or not re.fullmatch(HUB_NAME, place):
-        if str(name) != place:
-            raise UserError(f"{name}: hf-hub: is followed by OWNER/NAME, as on the Hugging Face hub")
+    folder = Path(name)
+    repo_id = str(name).removeprefix("hf-hub:")
+    if folder.exists():
         return folder
+    if not re.fullmatch(HUB_NAME, repo_id):
+        if str(name).startswith("hf-hub:"):
+            raise UserError(f"{name}: hf-hub: is followed by OWNER/NAME, as on the Hugging Face hub")
+        return folder  # whoever opens it says that it is not there
     try:
-        return Path(snapshot_download(place, revision=revision, token=token,
-                                      allow_patterns=["*.json", "*.txt", "*.md", "*.safetensors"]))
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=FETCHED))
     except Exception as error:  # no network, no such model, not allowed: each has an error of its own
-        reason = " ".join(str(error).split())[:240]
+        reason = shortened(error)
         raise UserError(f"{name} is no folder here, nor can the Hugging Face hub give it: {reason}") from None
 
 
@@ -70,51 +81,29 @@ def upload(model, repo_id, card=None, private=None, token=None, message=None):
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
-    def named(value):  # a path tells about its owner, and nobody else has it
-        place = Path(str(value).removeprefix("local-dir:"))
-        return type(value)(place.name) if isinstance(value, str | Path) and place.is_absolute() else value
-
+    card = card or model_card(model.config)
+    api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        replace(model.config, **{name: named(value) for name, value in vars(model.config).items()}).save(
-            Path(folder) / "config.json")
-        api = HfApi(token=token)
+        without_paths(model.config).save(Path(folder) / "config.json")
         try:
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # with the owner, if left out
-            write_file(Path(folder) / "README.md", (card or model_card(model.config)).replace("OWNER/NAME", repo_id))
+            write_file(Path(folder) / "README.md", card.replace("OWNER/NAME", repo_id))
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message))
         except (OSError, httpx.HTTPError, HFValidationError) as error:  # of the network, the hub, or the name
-            reason = " ".join(str(error).split())[:240]
-            raise UserError(f"{repo_id} cannot be written on the Hugging Face hub: {reason}. To sign in: hf auth login"
-                            ) from None
+            reason = shortened(error)
+            raise UserError(
+                f"{repo_id} cannot be written on the Hugging Face hub: {reason}. To sign in: hf auth login"
+            ) from None
 
 
-def model_card(config, reports=None):
-    """Return the text of a model card: what the model is made of, its recall, how to use it.
-
-    reports: {split: what `evaluate.report_of` returns}; without them it says nothing of training and figures.
-    """
-    from huggingface_hub import EvalResult, ModelCardData
-
-    image, text, data = (Path(str(part)).name for part in (config.image_encoder, config.text_encoder, config.data_dir))
-    title, results, rows = f"CLIP of {image} and {text}" + f", trained on {data}" * bool(reports), [], []
-    for split, report in (reports or {}).items():
-        for direction in ("text_to_image", "image_to_text"):
-            words, figures = direction.replace("_", " "), report[direction]
-            rows.append(f"| {split}, {report['images']:,} photos, {report['captions']:,} captions | {words} | "
-                        + " | ".join(f"{value:.1f}" for value in figures.values()) + " |")
-            results += [EvalResult(task_type="image-text-retrieval", dataset_type=data, dataset_name=data,
-                                   dataset_split=split, metric_type="recall", metric_name=f"{words} {key}",
-                                   metric_value=round(value, 2)) for key, value in figures.items() if key[:2] == "R@"]
-    data_card = ModelCardData(model_name=title, pipeline_tag="zero-shot-image-classification",
-                              tags=["clip", "image-text-retrieval"], eval_results=results or None)
-    table = ["| split | direction | R@1 | R@5 | R@10 | median rank |", "|---|---|---|---|---|---|", *rows]
-    return "\n".join([
-        "---", data_card.to_yaml(), "---", "", f"# {title}", "",
-        f"Two towers, {image} for images of {config.image_size} pixels and {text} for texts, whose projections meet in "
-        f"{config.embedding_dim} dimensions" + (f", trained with the `{config.loss}` loss for up to {config.epochs} "
-                                                "epochs." if rows else "."), "",
-        *(["Recall in percent: how often the right photo is among the first for a caption, and one of a photo's "
-           "captions for the photo. Ties count against the model.", "", *table, ""] if rows else []),
-        "```", 'python inference.py --checkpoint hf-hub:OWNER/NAME --query "people sitting near the beach"', "```", "",
-        "```python", ">>> from models import CLIP", '>>> model = CLIP.from_pretrained("OWNER/NAME")', "```", ""])
+def without_paths(config):
+    """Return settings in which each path is the last part of it: a path tells about its owner, and is nobody else's."""
+    names = {}
+    for setting, value in vars(config).items():
+        if not isinstance(value, str | Path):
+            continue
+        path = Path(str(value).removeprefix("local-dir:"))
+        if path.is_absolute():
+            names[setting] = type(value)(path.name)
+    return replace(config, **names)

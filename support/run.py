@@ -9,6 +9,7 @@
 import contextlib
 import json
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from support.not_finite import error_for_not_finite
 from support.plots import draw_curves
 from support.process import is_first_process, process_count
 
+CURVES_EVERY = 30  # seconds: an epoch of the sample takes little longer than drawing them
 HARMLESS = {"resume", "run_dir", "device", "workers", "data_dir", "epochs", "micro_batch"}  # may change in a resume
 
 
@@ -74,6 +76,7 @@ class Run:
         self.epochs_done = 0
         self.history = []  # the rows of metrics.jsonl
         self.best = -1.0  # the highest mean recall of an epoch
+        self.curves_drawn = -math.inf  # when, by time.monotonic
         self.phase = None  # what `begin` was given, once epochs are kept
         self.restored_random_numbers = None
 
@@ -164,7 +167,7 @@ class Run:
     # ------------------------------------------------------------ what is kept
 
     def keep(self, row):
-        """Write what an epoch leaves: best/ if it is the best so far, metrics.jsonl, curves.png, and last/.
+        """Write what an epoch leaves: best/ if it is the best so far, metrics.jsonl, sometimes curves.png, and last/.
 
         last/ says that the epoch is done, so it comes last: what a kill leaves unwritten is made again after a resume.
         """
@@ -178,9 +181,12 @@ class Run:
                 self.best = row["mean_recall"]
                 with replacing(self.folder / "best") as folder:
                     self.average.model.save_pretrained(folder)
+            is_last = self.epochs_done == self.config.epochs
             lines = [json.dumps(row) + "\n" for row in self.history]
             write_file(self.folder / "metrics.jsonl", "".join(lines))
-            draw_curves(self.history, self.phase.chance_loss, self.folder / "curves.png")
+            if is_last or time.monotonic() - self.curves_drawn > CURVES_EVERY:
+                draw_curves(self.history, self.phase.chance_loss, self.folder / "curves.png")
+                self.curves_drawn = time.monotonic()
             self.save()
 
     def keep_unfinished_epoch(self, kind, error, traceback):

@@ -16,10 +16,10 @@ import models
 from dataset import image_loader, split_table
 from inference import Gallery, Match
 from models import CLIP, ImageEncoder, embed_images, embed_texts
+from search.drawing import draw_matches
 from search.index import INDEX_NAME, read_index
 from support.errors import UserError
 from support.files import fingerprint
-from support.plots import draw_matches
 from support.prompts import EVERYDAY
 
 

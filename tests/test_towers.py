@@ -26,7 +26,8 @@ from search.export import export_model, onnx_difference
 from search.onnx_text import PromptEncoder
 from search.pictures import pictures_of_split
 from support.errors import UserError
-from support.hub import model_card, model_folder
+from support.hub import model_folder
+from support.model_card import model_card
 
 PROMPTS = "people sitting near the beach", "a dog running through water", "playing soccer", "a child in the snow"
 

@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 
 import train
 from config import PRESETS, Config
-from dataset import load_splits, start_epoch
+from dataset import load_splits
 from evaluate import embed_split, report_of
 from models import CLIP
 from support.averaging import RunningMean
+from support.console import warning_at_chance
 from support.errors import UserError
 from support.files import replacing
 from support.interruptions import repair
 from support.run import Run
-from train import lr_factor, make_phase, parameter_groups, train_one_epoch, warning_at_chance
+from train import lr_factor, make_phase, parameter_groups, train_one_epoch
 
 
 def lines_of(run_dir):
@@ -135,7 +136,6 @@ def small_set_up(sample_dir, config=SMALL):
 
 
 def first_epoch(model, average, phase, config=SMALL):
-    start_epoch(phase.loader, 1)
     return train_one_epoch(model, average, phase, Run(config), 1, config)
 
 
@@ -410,16 +410,16 @@ def test_the_heads_learn_alone_first_and_leave_the_towers_as_they_are(tmp_path, 
     config = small_run(tmp_path, sample_dir, tower_flags, heads_first=30, feature_dropout=0.0)
     torch.manual_seed(config.seed)  # as train.py makes its model
     before = CLIP.from_config(config).state_dict()
-    train_and_measure, losses = train.train_and_measure, []
+    train_one_epoch, losses = train.train_one_epoch, []
 
     def watch(model, average, phase, *arguments):
         if phase.epochs != 30:  # the towers are about to join
             raise KeyboardInterrupt
-        row = train_and_measure(model, average, phase, *arguments)
+        figures = train_one_epoch(model, average, phase, *arguments)
         losses.append(phase.losses)
-        return row
+        return figures
 
-    monkeypatch.setattr(train, "train_and_measure", watch)
+    monkeypatch.setattr(train, "train_one_epoch", watch)
     with pytest.raises(SystemExit):
         train.main(config)
     (row,) = lines_of(tmp_path)
@@ -436,18 +436,18 @@ def test_the_heads_learn_alone_first_and_leave_the_towers_as_they_are(tmp_path, 
 def test_a_run_stopped_after_the_heads_goes_on_as_if_it_had_not_been(tmp_path, sample_dir, tower_flags, monkeypatch):
     whole = small_run(tmp_path / "whole", sample_dir, tower_flags)
     train.main(whole)
-    stopped, train_and_measure = replace(whole, run_dir=tmp_path / "stopped"), train.train_and_measure
+    stopped, train_one_epoch = replace(whole, run_dir=tmp_path / "stopped"), train.train_one_epoch
 
     def stop_at_the_first_epoch(model, average, phase, *arguments):
         if phase.epochs == 2:  # that of the towers
             raise KeyboardInterrupt
-        return train_and_measure(model, average, phase, *arguments)
+        return train_one_epoch(model, average, phase, *arguments)
 
-    monkeypatch.setattr(train, "train_and_measure", stop_at_the_first_epoch)
+    monkeypatch.setattr(train, "train_one_epoch", stop_at_the_first_epoch)
     with pytest.raises(SystemExit) as ended:
         train.main(stopped)
     assert ended.value.code == 130
-    monkeypatch.setattr(train, "train_and_measure", train_and_measure)
+    monkeypatch.setattr(train, "train_one_epoch", train_one_epoch)
     assert [row["epoch"] for row in lines_of(stopped.run_dir)] == [0]
     saved = Config.load(stopped.run_dir / "last" / "config.json")
     train.main(replace(saved, run_dir=stopped.run_dir, resume=True))
