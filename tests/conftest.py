@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,16 +36,36 @@ def script_server():
 
 def run_script(name, *arguments, cwd, check=True):
     """Run a script of the repository in a process of its own; returns the finished process with its output as text."""
-    command = [str(ROOT / name), *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "stdout"), Path(folder, "stderr")
-        request = {"command": command, "cwd": str(cwd), "environment": dict(os.environ), "seconds": 280,
-                   "stdout": str(output), "stderr": str(errors)}
-        print(json.dumps(request), file=script_server().stdin, flush=True)
-        status = int(script_server().stdout.readline())
-        process = subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
+    (process,) = run_processes([{}], name, *arguments, cwd=cwd)
     assert not check or process.returncode == 0, process.stderr
     return process
+
+
+def run_as_torchrun(world, name, *arguments, cwd):
+    """Run a script in several processes at once, which have the environment that torchrun gives; returns all of them.
+
+    torchrun itself, which starts each with the libraries to be imported anew, is tried in test_distributed.py.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)} for rank in range(world)]
+    return run_processes(ranks, name, *arguments, cwd=cwd)
+
+
+def run_processes(environments, name, *arguments, cwd):
+    """Run a script once for each of some additions to the environment, at the same time."""
+    command = [str(ROOT / name), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [{"environment": {**os.environ, **more}, "stdout": f"{folder}/{number}.out",
+                      "stderr": f"{folder}/{number}.err"} for number, more in enumerate(environments)]
+        request = {"command": command, "folder": str(cwd), "processes": processes, "seconds": 280}
+        print(json.dumps(request), file=script_server().stdin, flush=True)
+        statuses = json.loads(script_server().stdout.readline())
+        return [subprocess.CompletedProcess(command, status, Path(one["stdout"]).read_text(),
+                                            Path(one["stderr"]).read_text())
+                for status, one in zip(statuses, processes, strict=True)]
 
 
 def save_image_tower(directory, architecture="test_resnet", size=32, **model_args):

@@ -2,8 +2,9 @@
 
 Two thirds of the time of a script that trains on a few pictures goes into importing torch and its like. Here they are
 imported once; each script then runs in a fork: a process of its own, with its own arguments, folder and output, in
-which none of our modules has been imported yet. A request is a line of JSON on standard input; the answer is the exit
-status. Libraries that start threads when imported, such as onnxruntime, cannot be among them.
+which none of our modules has been imported yet. A request is a line of JSON on standard input: the command, and the
+environment and the output files of each process that is to run it; the answer is their exit statuses. Libraries that
+start threads when imported, such as onnxruntime, cannot be among them.
 """
 
 import json
@@ -18,18 +19,32 @@ import pandas  # noqa: F401
 import timm  # noqa: F401
 import transformers.modeling_utils  # noqa: F401
 
-for line in sys.stdin:
-    request = json.loads(line)
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    signal.alarm(request["seconds"])
-    for number, name in enumerate([os.devnull, request["stdout"], request["stderr"]]):
+
+def run(command, folder, process, seconds):
+    """Be `python COMMAND` in a folder, with the environment and the output files of one of its processes."""
+    signal.alarm(seconds)
+    for number, name in enumerate([os.devnull, process["stdout"], process["stderr"]]):
         os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)
-    os.chdir(request["cwd"])
+    os.chdir(folder)
     os.environ.clear()
-    os.environ |= request["environment"]
-    sys.argv = request["command"]
-    sys.path[0] = os.path.dirname(sys.argv[0])
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    break
+    os.environ |= process["environment"]
+    sys.argv = command
+    sys.path[0] = os.path.dirname(command[0])
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def main():
+    for line in sys.stdin:
+        request = json.loads(line)
+        children = []
+        for process in request["processes"]:
+            child = os.fork()
+            if child == 0:
+                run(request["command"], request["folder"], process, request["seconds"])
+                return
+            children.append(child)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(statuses), flush=True)
+
+
+main()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import ROOT, save_image_tower, save_text_tower
+from conftest import ROOT, run_as_torchrun, run_script, save_image_tower, save_text_tower
 from torch.multiprocessing.spawn import start_processes
 
 from config import PRESETS
@@ -114,40 +114,34 @@ def calm_towers(tmp_path_factory):
     return [f"--image-encoder=local-dir:{folder / 'image'}", f"--text-encoder={folder / 'text'}"]
 
 
-def command(data_dir, towers, *flags):
-    return [str(ROOT / "train.py"), "flickr8k", "--data-dir", str(data_dir), *towers, "--feature-dropout", "0",
-            "--head-dropout", "0", "--precision", "fp32", "--batch-size", "32", "--heads-first", "3", "--workers", "1",
-            *map(str, flags)]
-
-
-def torchrun(world, arguments, cwd, **options):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    return subprocess.Popen([*start, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+def flags_of_run(data_dir, towers, *flags):
+    return ["flickr8k", "--data-dir", str(data_dir), *towers, "--feature-dropout", "0", "--head-dropout", "0",
+            "--precision", "fp32", "--batch-size", "32", "--heads-first", "3", "--workers", "1", *map(str, flags)]
 
 
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(tmp_path, sample_dir, calm_towers):
-    run = command(sample_dir, calm_towers, "--run-dir", "runs/two", "--epochs", 3)
-    process = torchrun(2, [*run, "--freeze", "none"], tmp_path)
-    output, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
-    assert output.count("in 2 processes") == 1 and output.count("next: python inference.py") == 1
-    alone = command(sample_dir, calm_towers, "--run-dir", "runs/one", "--epochs", 3)
-    subprocess.run([sys.executable, *alone], cwd=tmp_path, check=True, capture_output=True)
+    run = flags_of_run(sample_dir, calm_towers, "--epochs", 3)
+    first, second = run_as_torchrun(2, "train.py", *run, "--run-dir", "runs/two", "--freeze", "none", cwd=tmp_path)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.count("in 2 processes") == 1 and first.stdout.count("next: python inference.py") == 1
+    assert second.stdout == ""
+    run_script("train.py", *run, "--run-dir", "runs/one", cwd=tmp_path)
     rows, expected = ([json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").open()]
                       for name in ("two", "one"))
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
     for row, other in zip(rows, expected, strict=True):
         assert row["train_loss"] == pytest.approx(other["train_loss"], abs=1e-4)
         assert row["text_to_image"] == other["text_to_image"]
-    again = [str(ROOT / "train.py"), "--resume", "--run-dir", "runs/two", "--epochs", "4"]
-    resumed = subprocess.run([sys.executable, *again], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    again = ["--resume", "--run-dir", "runs/two", "--epochs", 4]
+    resumed = run_script("train.py", *again, cwd=tmp_path).stdout
     assert "going on after epoch 3 of 4" in resumed and "in 2 processes" not in resumed
 
 
-def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(tmp_path, sample_dir, calm_towers):
-    run = command(sample_dir, calm_towers, "--run-dir", "runs/dies", "--epochs", 500)
-    process = torchrun(2, run, tmp_path)
+def test_a_process_of_torchrun_that_dies_ends_the_run_and_leaves_the_checkpoint(tmp_path, sample_dir, calm_towers):
+    run = flags_of_run(sample_dir, calm_towers, "--run-dir", "runs/dies", "--epochs", 500)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen([*start, str(ROOT / "train.py"), *run], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     last = tmp_path / "runs" / "dies" / "last" / "trainer.json"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
@@ -161,27 +155,27 @@ def test_a_process_that_dies_ends_the_run_and_leaves_the_checkpoint(tmp_path, sa
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, sample_dir, calm_towers):
-    process = torchrun(2, command(sample_dir, calm_towers, "--batch-size", 33), tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0 and "--batch-size 33 is shared by 2 processes: give a multiple of 2" in errors
+    run = flags_of_run(sample_dir, calm_towers, "--batch-size", 33)
+    for process in run_as_torchrun(2, "train.py", *run, cwd=tmp_path):
+        assert process.returncode == 2
+        assert "--batch-size 33 is shared by 2 processes: give a multiple of 2" in process.stderr
 
 
 def test_a_gallery_embedded_by_two_processes_is_searched_as_one(tmp_path, sample_dir, checkpoint):
-    ask = [str(ROOT / "inference.py"), "--query", "a dog", "--gallery", str(sample_dir / "Images"), "--checkpoint",
-           str(checkpoint), "--json", "--no-picture", "--device", "cpu"]
+    gallery = ["--gallery", sample_dir / "Images", "--checkpoint", checkpoint, "--json", "--device", "cpu"]
+    ask = ["inference.py", *gallery, "--query", "a dog", "--no-picture"]
     index = sample_dir / "Images" / INDEX_NAME
     index.unlink(missing_ok=True)
-    together, errors = torchrun(2, ask, tmp_path).communicate(timeout=120)
-    assert "128 embedded now" in errors, errors
+    alone = json.loads(run_script(*ask, cwd=tmp_path).stdout)["matches"]
     index.unlink()
-    alone = subprocess.run([sys.executable, *ask], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    index.unlink()
-    example = next((sample_dir / "Images").iterdir())
-    explain = [*ask[:1], "--image", str(example), *ask[3:-3], "--device", "cpu", "--explain", "--threshold", "0.99"]
-    process = torchrun(2, explain, tmp_path)  # what is drawn after the others have left
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and json.loads(output)["matches"][0]["file"] == str(example), errors
-    index.unlink()
-    together, alone = json.loads(together)["matches"], json.loads(alone)["matches"]
+    together, silent = run_as_torchrun(2, *ask, cwd=tmp_path)
+    assert "128 embedded now" in together.stderr and silent.stdout == ""
+    together = json.loads(together.stdout)["matches"]
     assert [match["file"] for match in together] == [match["file"] for match in alone]
     assert [match["score"] for match in together] == pytest.approx([match["score"] for match in alone], abs=1e-2)
+
+    example = next((sample_dir / "Images").iterdir())
+    explain = ["--image", example, "--explain", "--threshold", 0.99]
+    drawn, _ = run_as_torchrun(2, "inference.py", *gallery, *explain, cwd=tmp_path)  # after the others have left
+    assert drawn.returncode == 0 and json.loads(drawn.stdout)["matches"][0]["file"] == str(example), drawn.stderr
+    index.unlink()

@@ -2,16 +2,14 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import run_as_torchrun, run_script
 
 import evaluate
 import inference
@@ -363,9 +361,8 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
     output = run_script("train.py", *flags, "--run-dir", "runs/one", cwd=tmp_path).stdout
     assert f"{pattern}: 640 captions; photos: train 96, dev 16, test 16" in output
     assert_alike(rows_of(tmp_path / "runs" / "one"), expected)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*start, ROOT / "train.py", *flags, "--run-dir", "runs/two"], cwd=tmp_path, check=True,
-                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=250)
+    for process in run_as_torchrun(2, "train.py", *flags, "--run-dir", "runs/two", cwd=tmp_path):
+        assert process.returncode == 0, process.stderr
     assert_alike(rows_of(tmp_path / "runs" / "two"), expected)
     assert not list((pattern.parent / ".clip-cache").glob("train-*")), "photos that are streamed are not kept as well"
 

@@ -35,7 +35,7 @@ PROMPTS = "people sitting near the beach", "a dog running through water", "playi
 @pytest.fixture(scope="module")
 def exported(workplace):
     """Both towers of the run as ONNX, written by the command, and what it printed."""
-    process = run_script("inference.py", "--export", "onnx", "--json", cwd=workplace)
+    process = run_script("inference.py", "--checkpoint", "runs/first", "--export", "onnx", "--json", cwd=workplace)
     return workplace / "onnx", process
 
 

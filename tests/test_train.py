@@ -285,10 +285,10 @@ def test_best_holds_the_epoch_with_the_highest_mean_recall_on_dev(workplace):
     assert json.loads((workplace / "runs/first/last/trainer.json").read_text())["best"] == best["mean_recall"]
 
 
-def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
-    run_dir = workplace / "runs" / "killed"
+def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags, tmp_path):
+    run_dir = tmp_path / "runs" / "killed"
     command = [sys.executable, str(ROOT / "train.py"), *map(str, train_flags), "--run-dir", "runs/killed"]
-    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     trainer = run_dir / "last" / "trainer.json"
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and not (trainer.exists() and json.loads(trainer.read_text())["epoch"] >= 2):
@@ -301,7 +301,7 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags):
     shutil.rmtree(run_dir / ".last.old", ignore_errors=True)
     (run_dir / "last").rename(run_dir / ".last.old")  # as if it had come between the two renames
 
-    resumed = run_script("train.py", "--resume", "--run-dir", "runs/killed", cwd=workplace).stdout
+    resumed = run_script("train.py", "--resume", "--run-dir", "runs/killed", cwd=tmp_path).stdout
     assert resumed.splitlines()[0] == "resuming runs/killed"
     assert f"going on after epoch {finished} of 4" in resumed
     assert without_times(lines_of(run_dir)) == without_times(lines_of(workplace / "runs" / "first"))
@@ -345,12 +345,12 @@ def test_broken_photos_and_unused_weights_are_named(tmp_path, sample_dir, train_
     assert f"missing, left out: 1 ({names[0]})" in output and "unreadable, left out: 1 (data/Images/" in output
 
 
-def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(workplace, sample_dir, tower_flags):
+def test_pretrained_towers_of_the_users_own_stay_as_they_are_when_frozen(tmp_path, sample_dir, tower_flags):
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in tower_flags.items()]
     output = run_script("train.py", "flickr8k", "--data-dir", sample_dir, *flags, "--freeze", "both", "--epochs", 1,
-                        "--batch-size", 32, "--workers", 2, "--run-dir", "runs/frozen", cwd=workplace).stdout
+                        "--batch-size", 32, "--workers", 2, "--run-dir", "runs/frozen", cwd=tmp_path).stdout
     assert "{image_encoder} (pretrained) and {text_encoder} (pretrained)".format(**tower_flags) in output
-    trained = CLIP.from_pretrained(workplace / "runs" / "frozen" / "last")
+    trained = CLIP.from_pretrained(tmp_path / "runs" / "frozen" / "last")
     torch.manual_seed(0)  # the seed of the run: heads start alike
     fresh = CLIP.from_config(trained.config)
     for name, tensor in fresh.state_dict().items():
