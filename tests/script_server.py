@@ -7,17 +7,20 @@ environment and the output files of each process that is to run it; the answer i
 start threads when imported, such as onnxruntime, cannot be among them.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import sys
+import traceback
 
 import albumentations  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pandas  # noqa: F401
 import timm  # noqa: F401
-import transformers.modeling_utils  # noqa: F401
+import transformers.models.distilbert.modeling_distilbert  # noqa: F401
 
 
 def run(command, folder, process, seconds):
@@ -30,10 +33,22 @@ def run(command, folder, process, seconds):
     os.environ |= process["environment"]
     sys.argv = command
     sys.path[0] = os.path.dirname(command[0])
-    runpy.run_path(command[0], run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code or 0  # a number, in the scripts that are run here
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: to take the libraries down in good order would cost a second and a half
 
 
 def main():
+    gc.freeze()  # what is shared with the forks stays shared
     for line in sys.stdin:
         request = json.loads(line)
         children = []
@@ -41,7 +56,6 @@ def main():
             child = os.fork()
             if child == 0:
                 run(request["command"], request["folder"], process, request["seconds"])
-                return
             children.append(child)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(statuses), flush=True)

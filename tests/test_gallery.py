@@ -360,12 +360,16 @@ def test_a_damaged_text_tower_is_thrown_away_and_made_again(tmp_path, checkpoint
     gallery = Gallery(None, checkpoint, progress=False)
     assert gallery.embedder.keep_text_tower() is None
     expected = gallery.search("a dog")
+    folder = text_tower_folder(gallery.embedder.fingerprint)
+    shutil.copytree(folder, tmp_path / "whole")
     for name in ("text.onnx.data", "tokenizer.json", "text.json"):
-        (text_tower_folder(gallery.embedder.fingerprint) / name).unlink()
+        shutil.copytree(tmp_path / "whole", folder, dirs_exist_ok=True)
+        (folder / name).unlink()
         again = Gallery(None, checkpoint, progress=False)
-        assert not again.embedder.has_text_tower_ready and not text_tower_folder(gallery.embedder.fingerprint).exists()
-        assert [match.file for match in again.search("a dog")] == [match.file for match in expected]
-        assert again.embedder.keep_text_tower() is None
+        assert not again.embedder.has_text_tower_ready and not folder.exists()
+    assert [match.file for match in again.search("a dog")] == [match.file for match in expected]
+    assert again.embedder.keep_text_tower() is None
+    assert Gallery(None, checkpoint, progress=False).embedder.has_text_tower_ready
 
 
 def test_a_full_disk_is_no_reason_never_to_try_again(tmp_path, checkpoint, monkeypatch):
