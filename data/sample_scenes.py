@@ -2,7 +2,7 @@
 
     python data/sample_scenes.py --out data/sample --seed 0
 
-A quarter of a minute for 2,800 pictures of 192 x 192 pixels and their 14,000 captions; nothing is
+Some ten seconds on two cores for 2,800 pictures of 192 x 192 pixels and their 14,000 captions; nothing is
 downloaded. A scene is a place, a subject, an action and a colour. No two pictures share all four, so the
 dev and test pictures show combinations never seen in training, made of parts that all were.
 """
@@ -11,15 +11,20 @@ import csv
 import os
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import Pool
 from pathlib import Path
 from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 import numpy as np
 import tyro
 from tqdm import tqdm
+
+from support.interruptions import leave_quietly
 
 # ---- Words: what a scene may hold, and how captions call it -------------------------------------------
 
@@ -663,6 +668,16 @@ def weight(scene: Scene) -> float:
     return rare * (2.0 if scene.place in ("beach", "forest", "field") else 1.0)
 
 
+def draw_into(folder, task):
+    """Draw one picture into a folder; returns its five rows of captions.txt."""
+    scene, seed, name, trains = task
+    rng = np.random.default_rng(seed)
+    picture = draw_scene(scene, rng)[:, :, ::-1]  # OpenCV writes blue, green, red
+    if not cv2.imwrite(str(folder / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+        raise OSError(f"could not write {name} into {folder}")
+    return [(name, caption) for caption in captions_of(scene, rng, trains)]
+
+
 def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("data/sample"), seed: int = 0,
                  train: int = 2400, dev: int = 200, test: int = 200) -> None:
     """Draw the data set into a new folder: Images/, captions.txt and the names in each split.
@@ -698,20 +713,16 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
                                               for i in range(count))]
     names = [f"scene_{number:05d}.jpg" for number in rng.permutation(total)]  # a name tells nothing
 
-    def draw(number):
-        rng = np.random.default_rng([seed, number])
-        picture = draw_scene(chosen[number], rng)[:, :, ::-1]  # OpenCV writes blue, green, red
-        if not cv2.imwrite(str(folder / "Images" / names[number]), picture, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-            raise OSError(f"could not write {names[number]} below {folder}")
-        return [(names[number], caption) for caption in captions_of(chosen[number], rng, deal[number] == "train")]
-
+    tasks = [(scene, [seed, number], names[number], deal[number] == "train") for number, scene in enumerate(chosen)]
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         folder = Path(scratch) / "sample"
         (folder / "Images").mkdir(parents=True)
-        drawn = tqdm(pool.map(draw, range(total)), total=total, desc="drawing scenes", unit="picture",
-                     disable=None)
-        rows = sorted((row for five in drawn for row in five), key=lambda row: row[0])
+        # Processes, not threads, which would wait for each other: a drawing is hundreds of short calls.
+        with Pool(os.cpu_count(), leave_quietly, (None,)) as pool:
+            drawn = pool.imap(partial(draw_into, folder / "Images"), tasks, chunksize=16)
+            drawn = tqdm(drawn, total=total, desc="drawing scenes", unit="picture", disable=None)
+            rows = sorted((row for five in drawn for row in five), key=lambda row: row[0])
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
         for split in counts:
