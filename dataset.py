@@ -8,6 +8,10 @@ Pixels stay uint8 until they reach the model, which normalises them on its own d
 move, and one place that knows the mean and the standard deviation that a tower was trained with.
 """
 
+import support  # noqa: F401 - first of all, because it keeps the libraries quiet
+
+# isort: split
+
 import hashlib
 import os
 import random
@@ -15,10 +19,6 @@ from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-
-# Before the imports, or albumentations looks for updates in the network, and tokenizers warns about each worker.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import albumentations as A
 import cv2

@@ -10,6 +10,10 @@ Training pulls the B matching pairs of a batch together and pushes the B² - B o
 Features leave a tower; embeddings are projected and of unit length.
 """
 
+import support  # noqa: F401 - first of all, because it tells torch's threads how to wait
+
+# isort: split
+
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +31,8 @@ from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
 from support.hub import loading, model_folder, upload
 from support.model_directory import read_model, write_model
-from support.process import choose_dtype, from_all_processes, process_count, process_number, progress_bar
+from support.process import choose_dtype, from_all_processes, process_count, process_number
+from support.progress import with_progress
 from support.strangers import check_image_weights, one_model, timm_model_args
 from support.wordpiece import train_tokenizer
 
@@ -406,18 +411,19 @@ class CLIP(nn.Module):
 
 
 @torch.inference_mode()
-def embed_images(model, loader, encode=None, progress=None):
+def embed_images(model, loader, encode=None, title=None):
     """Embed the pictures of a `dataset.image_loader` with `encode`, by default `model.encode_image`.
 
     Returns an (N, D) tensor on the CPU of the pictures that could be read, their rows, and a dict of the others,
-    {row: OSError}. Several processes share the work, and all get all of it. `progress` names a progress bar.
+    {row: OSError}. Several processes share the work, and all get all of it. `title` is what a
+    person who waits is told.
     """
     encode = encode or model.encode_image
     nothing = torch.empty(0, model.config.embedding_dim)
     embeddings = []
     rows = []
     faults = {}
-    for pixels, readable, unreadable in progress_bar(loader, progress):
+    for pixels, readable, unreadable in with_progress(loader, title, "batches"):
         if pixels is not None:
             with model.autocast():
                 embeddings.append(encode(pixels.to(model.device)).cpu())
@@ -434,11 +440,11 @@ def embed_images(model, loader, encode=None, progress=None):
 
 
 @torch.inference_mode()
-def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
+def embed_texts(model, texts, batch_size=128, encode=None, title=None):
     """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
 
-    Texts of like length share a batch, so little of it is padding. Several processes share the work. `progress` names
-    a progress bar.
+    Texts of like length share a batch, so little of it is padding. Several processes share the work. `title` is
+    what a person who waits is told.
     """
     encode = encode or model.encode_text
     tower = model.text_encoder
@@ -449,7 +455,7 @@ def embed_texts(model, texts, batch_size=128, encode=None, progress=None):
     nothing = torch.empty(0, model.config.embedding_dim)
     embeddings = []
     rows = []
-    for batch in progress_bar(batches[process_number() :: process_count()], progress):
+    for batch in with_progress(batches[process_number() :: process_count()], title, "batches"):
         input_ids, attention_mask = pad([token_ids[row] for row in batch], tower.pad_id)
         with model.autocast():
             embeddings.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())

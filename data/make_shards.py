@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from dataset import image_path, inspect_dataset, load_splits
 from support.errors import UserError, one_line_errors
+from support.progress import with_progress
 from support.tars import PICTURES, is_sharded
 
 
@@ -83,7 +83,7 @@ def write_split(folder, split, samples, photos):
         return 0
     shards = math.ceil(len(samples) / photos)
     parts = np.array_split(np.arange(len(samples)), shards)
-    for number, places in enumerate(tqdm(parts, f"writing {split} shards", leave=False, disable=None)):
+    for number, places in enumerate(with_progress(parts, f"writing {split}", "shards")):
         write_tar(folder / f"{split}-{number:05}.tar", [(f"{place:06}", *samples[place]) for place in places])
     return shards
 

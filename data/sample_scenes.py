@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from support.interruptions import leave_quietly
+from support.progress import with_progress
 
 # ---- Words: what a scene may hold, and how captions call it -------------------------------------------
 
@@ -721,8 +721,10 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         # Processes, not threads, which would wait for each other: a drawing is hundreds of short calls.
         with Pool(os.cpu_count(), leave_quietly, (None,)) as pool:
             drawn = pool.imap(partial(draw_into, folder / "Images"), tasks, chunksize=16)
-            drawn = tqdm(drawn, total=total, desc="drawing scenes", unit="picture", disable=None)
-            rows = sorted((row for five in drawn for row in five), key=lambda row: row[0])
+            rows = []
+            for five in with_progress(drawn, "drawing scenes", "pictures", total):
+                rows += five
+            rows.sort(key=lambda row: row[0])
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
         for split in counts:

@@ -85,8 +85,8 @@ class Embedder:
                 embeddings.append(part.cpu())
         return torch.cat(embeddings).numpy()
 
-    def embed_files(self, files, progress=None):
-        """Return what becomes of picture files, as `EmbeddedFiles`; `progress` names a progress bar."""
+    def embed_files(self, files, title=None):
+        """Return what becomes of picture files, as `EmbeddedFiles`; `title` is what a person who waits is told."""
         import torch
 
         from dataset import image_loader
@@ -97,7 +97,7 @@ class Embedder:
 
         width = self.config.embedding_dim
         loader = image_loader(files, self.model.config.image_size, self.batch_size, self.workers)
-        rows, _, faults = embed_images(self.model, loader, embedding_and_look, progress)
+        rows, _, faults = embed_images(self.model, loader, embedding_and_look, title)
         if not len(rows):
             rows = torch.empty(0, width + LOOK_WIDTH)
         rows = rows.nan_to_num(0, 0, 0).half().numpy()  # a model gone wrong finds nothing, and breaks nothing
@@ -107,7 +107,7 @@ class Embedder:
         """Return the (M, D) float16 embeddings of many captions; several processes share the work."""
         from models import embed_texts
 
-        return embed_texts(self.model, captions, progress="embedding captions").half().numpy()
+        return embed_texts(self.model, captions, title="embedding captions").half().numpy()
 
     @functools.cached_property
     def everyday_embeddings(self):

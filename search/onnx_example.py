@@ -5,8 +5,11 @@
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime, which otherwise writes down who you are
 
 import cv2
 import numpy as np

@@ -8,6 +8,7 @@ from search.index import Entry, Index
 from search.nearest import search
 from support.files import model_stamps, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
+from support.progress import with_progress
 
 SMALLEST_PART = 512  # pictures embedded before the index is saved, so that an interrupted start need not begin anew
 MOST_PARTS = 20  # of a large gallery: to write its index takes time, too
@@ -40,7 +41,8 @@ def up_to_date_index(pictures, embedder, progress=True):
     embeddings = known.embeddings  # (N, D)
     looks = known.looks  # (N, 192)
     part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
-    for start in range(0, len(new), part_size):
+    starts = range(0, len(new), part_size)
+    for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
         part = new[start : start + part_size]
         title = f"embedding pictures, {start + len(part):,} of {len(new):,}"
         if callable(progress):

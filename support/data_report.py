@@ -6,10 +6,9 @@ from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from support.errors import UserError
 from support.images import read_image
+from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
 
 MOST_UNUSABLE = 0.5  # of the photos, of all or of a split, that may be missing or unreadable
@@ -61,7 +60,8 @@ def open_photos(report, paths):
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         opened = pool.map(open_photo, paths)
-        list(tqdm(opened, "checking photos", len(paths), leave=False, disable=None))
+        for _ in with_progress(opened, "checking photos", "photos", len(paths)):
+            pass
     report.unreadable = dict(sorted(report.unreadable.items()))
     report.duplicates = sorted(sorted(names) for names in copies.values() if len(names) > 1)
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from tqdm import tqdm
 
 from support.errors import UserError
 from support.files import file_key, writable, write_file
 from support.process import is_first_process, one_process_at_first, process_count
+from support.progress import with_progress
 from support.tars import dataset_folder
 
 FORMAT_NUMBER = 2  # raise it when the way from a file to pixels or features changes
@@ -77,8 +77,7 @@ def decode_into(path, photos, name):
         # Threads are enough: decoders let go of the interpreter lock.
         with temporary.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             squares = pool.map(photos.pixels, range(len(photos)))
-            title = f"decoding photos, once: {name}"
-            for pixels in tqdm(squares, title, len(photos), leave=False, disable=None):
+            for pixels in with_progress(squares, f"decoding photos, once: {name}", "photos", len(photos)):
                 file.write(pixels.tobytes())
         temporary.replace(path)
     except OSError as error:

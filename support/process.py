@@ -12,8 +12,6 @@ import os
 import sys
 from datetime import timedelta
 
-from tqdm import tqdm
-
 from support.errors import UserError
 
 # ---------------------------------------------------------------- how many, and which
@@ -32,12 +30,6 @@ def process_count():
 def is_first_process():
     """Return whether this is the process that prints, draws and writes."""
     return process_number() == 0
-
-
-def progress_bar(items, title=None):
-    """Return items with a progress bar, if it has a title, this is the process that prints, and a person looks on."""
-    hidden = None if title and is_first_process() else True  # None: hidden unless on a terminal
-    return tqdm(items, title, leave=False, disable=hidden)
 
 
 # ---------------------------------------------------------------- where it computes, and how precisely

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from support.errors import UserError
 from support.files import replacing, write_file
@@ -30,6 +29,7 @@ from support.interruptions import (
 from support.not_finite import error_for_not_finite
 from support.plots import draw_curves
 from support.process import is_first_process, process_count
+from support.progress import with_progress
 
 CURVES_EVERY = 30  # seconds: an epoch of the sample takes little longer than drawing them
 HARMLESS = {"resume", "run_dir", "device", "workers", "data_dir", "epochs", "micro_batch"}  # may change in a resume
@@ -135,15 +135,7 @@ class Run:
             next(batches, None)
         self.put_random_numbers_back()
 
-        bar = tqdm(
-            batches,
-            f"epoch {epoch}/{phase.epochs}",
-            total=len(phase.loader),
-            initial=done,
-            unit="step",
-            leave=False,
-            disable=None if is_first_process() else True,
-        )
+        bar = with_progress(batches, f"epoch {epoch}/{phase.epochs}", "steps", len(phase.loader), done)
         first = (epoch - 1) * len(phase.loader) + done
         for number, batch in enumerate(bar, first):
             with unbroken() if process_count() == 1 else contextlib.nullcontext():
@@ -209,7 +201,7 @@ class Run:
         for number, slots in phase.optimizer.state_dict()["state"].items():
             for key, value in slots.items():
                 moments[f"{number}.{key}"] = value.contiguous()
-        progress = {
+        where_it_stands = {
             "epoch": self.epochs_done,
             "best": self.best,
             "history": self.history,
@@ -218,13 +210,13 @@ class Run:
             "scaler": phase.scaler.state_dict(),
         }
         if phase.losses:  # an epoch begins with random numbers of its own
-            progress["random"] = self.restored_random_numbers or random_numbers()
+            where_it_stands["random"] = self.restored_random_numbers or random_numbers()
 
         with replacing(self.folder / "last") as folder:
             self.average.model.save_pretrained(folder)
             save_file(weights, folder / "weights.safetensors")
             save_file(moments, folder / "optimizer.safetensors")
-            text = json.dumps(progress, indent=2) + "\n"
+            text = json.dumps(where_it_stands, indent=2) + "\n"
             (folder / "trainer.json").write_text(text, encoding="utf-8")
 
     def load(self, phase):
@@ -232,15 +224,15 @@ class Run:
         last = self.folder / "last"
         self.model.load_state_dict(load_file(last / "weights.safetensors"))
         load_moments(phase.optimizer, load_file(last / "optimizer.safetensors"))
-        progress = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
-        self.epochs_done = progress["epoch"]
-        self.best = progress["best"]
-        self.history = progress["history"]
-        phase.losses = progress.get("losses", [])
-        phase.skipped_steps = progress.get("skipped_steps", 0)
-        self.restored_random_numbers = progress.get("random")
-        if progress["scaler"]:  # empty unless the run was in fp16, which on another GPU it need not be
-            phase.scaler.load_state_dict(progress["scaler"])
+        where_it_stands = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
+        self.epochs_done = where_it_stands["epoch"]
+        self.best = where_it_stands["best"]
+        self.history = where_it_stands["history"]
+        phase.losses = where_it_stands.get("losses", [])
+        phase.skipped_steps = where_it_stands.get("skipped_steps", 0)
+        self.restored_random_numbers = where_it_stands.get("random")
+        if where_it_stands["scaler"]:  # empty unless the run was in fp16, which on another GPU it need not be
+            phase.scaler.load_state_dict(where_it_stands["scaler"])
 
     def put_random_numbers_back(self):
         """Let torch's random numbers go on where a stop within the epoch has left them."""

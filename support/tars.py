@@ -17,9 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from support.errors import UserError
+from support.progress import with_progress
 
 MOST_SHARDS = 100_000  # that a pattern may name
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -145,7 +144,7 @@ def shard_captions(data_dir):
     A sample without a photo or without a caption has no row; `shard_faults` names it.
     """
     rows = []
-    for tar in tqdm(shard_files(data_dir), "reading captions of shards", leave=False, disable=None):
+    for tar in with_progress(shard_files(data_dir), "reading captions", "shards"):
         found = table_of_contents(tar)
         rows += [(f"{tar.name}/{name}", caption) for key, name in found.photos.items()
                  for caption in found.captions.get(key, ())]
