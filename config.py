@@ -68,7 +68,7 @@ class Config:
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
-    micro_batch: int = 0  # pairs whose activations are in memory at a time, same gradient, two forward passes; 0: all
+    micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: as many as fit
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower

@@ -52,6 +52,7 @@ from support.console import print_epoch, print_plan, print_towers
 from support.errors import UserError
 from support.files import file_key, write_file
 from support.kept import decode_once, kept_features
+from support.memory import pairs_that_fit
 from support.model_card import model_card
 from support.process import (
     choose_dtype,
@@ -115,6 +116,7 @@ class Phase:
 
     pairs: CaptionDataset
     loader: DataLoader  # gives `dataset.Batch`es; of several processes, each its part
+    micro_batch: int  # pairs whose activations are in memory at a time
     forward: nn.Module  # embeds a batch; of several processes, it also averages their gradients
     weights: list  # the parameters that train
     optimizer: torch.optim.Optimizer
@@ -190,14 +192,16 @@ def make_phase(model, splits, config, frozen, epochs):
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
     forward = model
-    if config.micro_batch:
-        forward = MicroBatches(forward, config.micro_batch)
+    micro_batch = config.micro_batch or pairs_that_fit(model, pairs.largest_batch, loader.batch_size)
+    if micro_batch < loader.batch_size:
+        forward = MicroBatches(forward, micro_batch)
     if process_count() > 1:
         forward = DistributedDataParallel(forward)
     chance_loss = math.log(process_count() * loader.batch_size)
     return Phase(
         pairs=pairs,
         loader=loader,
+        micro_batch=micro_batch,
         forward=forward,
         weights=[parameter for parameter in model.parameters() if parameter.requires_grad],
         optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
@@ -362,6 +366,7 @@ def main(config, why=""):
             heads_row = {"epoch": 0, **figures, **recall, "seconds": round(time.perf_counter() - start, 2)}
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
+        model.config = average.model.config = replace(model.config, micro_batch=phase.micro_batch)  # also after a stop
         run.begin(model, average, phase)  # a run that goes on has its weights, optimiser and history back
         print_plan(model, phase, config)
         if heads_row:

@@ -80,7 +80,7 @@ LEVERS = {  # changes of our recipe, one at a time
         "both towers frozen": {"freeze": "both"},
         "image tower frozen": {"freeze": "image"},
         "text tower frozen": {"freeze": "text"},
-        "image tower whole": {"image_depth": 1.0, "micro_batch": 64},  # or 24 GB of memory are not enough
+        "image tower whole": {"image_depth": 1.0},
         "no heads first": {"heads_first": 0},
         "no crops, no mirroring": {"crop_scale": 1.0, "flip": False},
         "no dropout on features": {"feature_dropout": 0.0},

@@ -14,9 +14,6 @@ def print_towers(model, config):
         print("the features of whole photos are kept; for crops add --no-cache")
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
-    batch_norm_learns = not (config.pretrained and config.fix_batch_norm)
-    if batch_norm_learns and (config.micro_batch or process_count() > 1):
-        print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
     if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
         print(f"the layers of {image} are not known: it trains as a whole")
 
@@ -30,6 +27,12 @@ def print_plan(model, phase, config):
     processes = f", in {process_count()} processes" if process_count() > 1 else ""
     print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {phase.device} in {dtype}")
     print(f"{config.epochs} epochs of {len(phase.loader)} steps of {pairs} pairs, into {config.run_dir}{processes}")
+    in_parts = phase.micro_batch < phase.loader.batch_size
+    if in_parts:
+        print(f"each batch is computed in parts of {phase.micro_batch} pairs, for memory (--micro-batch says how many)")
+    batch_norm_learns = not (config.pretrained and config.fix_batch_norm)
+    if batch_norm_learns and (in_parts or process_count() > 1):
+        print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
     if pairs < config.batch_size:
         print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {pairs}")
 
