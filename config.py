@@ -170,10 +170,10 @@ def checked_value(name, value, annotation):
 
 PRESETS = {
     "sample": Config(
-        preset="sample", data_dir=Path("data/sample"), image_size=64, workers=0,
-        image_encoder="resnet10t", text_encoder="scratch", scratch_layers=2, scratch_width=128, pretrained=False,
+        preset="sample", data_dir=Path("data/sample"), image_size=48, workers=0,
+        image_encoder="test_resnet", text_encoder="scratch", scratch_layers=1, scratch_width=64, pretrained=False,
         flip=False, embedding_dim=256, feature_dropout=0.0,
-        epochs=24, batch_size=100, crop_scale=0.75, lr_heads=2e-3, lr_image=2e-3, lr_text=2e-3, weight_decay=0.05,
+        epochs=20, batch_size=100, crop_scale=0.75, lr_heads=4e-3, lr_image=4e-3, lr_text=4e-3, weight_decay=0.05,
     ),
     "flickr8k": Config(),
 }

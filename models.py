@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 from config import Config
 from dataset import pad, tokenize
 from support.big_batch import gather_embeddings, streamed_clip_loss
+from support.cores import use_free_cores
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
 from support.hub import loading, model_folder, upload
@@ -190,6 +191,8 @@ class TextEncoder(nn.Module):
             dim=width,
             n_heads=width // 64,
             hidden_dim=4 * width,
+            dropout=0.0,  # so small a tower, in so few epochs, has more to learn than to forget
+            attention_dropout=0.0,
             pad_token_id=tokenizer.pad_token_id,
         )
         return cls(AutoModel.from_config(architecture), tokenizer, pooling, max_tokens)
@@ -418,6 +421,7 @@ def embed_images(model, loader, encode=None, title=None):
     {row: OSError}. Several processes share the work, and all get all of it. `title` is what a
     person who waits is told.
     """
+    use_free_cores(model.device)
     encode = encode or model.encode_image
     nothing = torch.empty(0, model.config.embedding_dim)
     embeddings = []

@@ -202,16 +202,19 @@ class Canvas:
 
     def line(self, points, width, colour, filled=False, opacity=1.0):
         """A line with round ends through points (n, 2); a single point is a dot; filled paints the inside."""
-        layer = self.pixels if opacity == 1 else self.pixels.copy()
         points = np.round(np.atleast_2d(points) * 2 * self.size * 16).astype(np.int32)  # in 1/16 of a pixel
         points = points.repeat(2, 0) if len(points) == 1 else points
+        thickness = max(1, round(width * 2 * self.size)) if width else 0
+        if opacity < 1:  # what is seen through it is mixed in afterwards
+            (left, top), (right, bottom) = points.min(0) // 16 - thickness - 4, points.max(0) // 16 + thickness + 6
+            part = self.pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+            behind = part.copy()
         if filled:
-            cv2.fillPoly(layer, [points], rgb(colour), cv2.LINE_AA, 4)
+            cv2.fillPoly(self.pixels, [points], rgb(colour), cv2.LINE_AA, 4)
         if width:
-            thickness = max(1, round(width * 2 * self.size))
-            cv2.polylines(layer, [points], filled, rgb(colour), thickness, cv2.LINE_AA, 4)
+            cv2.polylines(self.pixels, [points], filled, rgb(colour), thickness, cv2.LINE_AA, 4)
         if opacity < 1:
-            cv2.addWeighted(layer, opacity, self.pixels, 1 - opacity, 0, dst=self.pixels)
+            part[:] = cv2.addWeighted(part, opacity, behind, 1 - opacity, 0)
 
     def area(self, points, colour, opacity=1.0):
         self.line(points, 0, colour, True, opacity)
@@ -220,7 +223,8 @@ class Canvas:
         """Shade the rows from top to bottom from one colour to the other."""
         first, last = round(top * 2 * self.size), round(bottom * 2 * self.size)
         share = np.linspace(0, 1, last - first)[:, None, None]
-        self.pixels[first:last] = np.array(rgb(above)) * (1 - share) + np.array(rgb(below)) * share
+        shades = np.array(rgb(above)) * (1 - share) + np.array(rgb(below)) * share  # (rows, 1, 3)
+        self.pixels[first:last] = shades.astype(np.uint8)
 
     def ridge(self, rng, height, bumps, colour, waves=2.0):
         """Rolling ground from about this height down to the lower edge."""

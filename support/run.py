@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.cores import use_free_cores
 from support.errors import UserError
 from support.files import replacing, write_file
 from support.find_run import newest_run
@@ -76,7 +77,7 @@ class Run:
         self.epochs_done = 0
         self.history = []  # the rows of metrics.jsonl
         self.best = -1.0  # the highest mean recall of an epoch
-        self.curves_drawn = -math.inf  # when, by time.monotonic
+        self.curves_drawn = time.monotonic()
         self.phase = None  # what `begin` was given, once epochs are kept
         self.restored_random_numbers = None
 
@@ -129,6 +130,7 @@ class Run:
         within the epoch the batches of the steps done are read again and dropped, so that whatever reads them is where
         it was; then torch's random numbers, which dropout draws, go on where they were.
         """
+        use_free_cores(phase.device)
         done = len(phase.losses)
         batches = iter(phase.loader)  # draws a random number itself
         for _ in range(done):
