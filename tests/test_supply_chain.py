@@ -1,4 +1,4 @@
-"""What is installed, and what is asked of the network: bounds that hold, and no connection that nobody asked for."""
+"""What is installed, what is asked of the network, and what is left behind: nothing that nobody asked for."""
 
 import os
 import re
@@ -28,6 +28,10 @@ def audit(event, arguments):
 
 sys.addaudithook(audit)
 """
+# What the system has counted since the namespace began: it sees libraries that are not Python, too.
+COUNTED = {"Tcp": ["ActiveOpens"], "Udp": ["OutDatagrams"], "Ip": ["OutRequests", "OutNoRoutes"]}
+# All that may lie in a home folder that was empty: ours, and the list of fonts that matplotlib makes.
+OUR_FOLDERS = {".cache/clip-index", ".cache/matplotlib", ".config/matplotlib"}
 
 
 @pytest.mark.parametrize("requirement", REQUIRED, ids=str)
@@ -49,7 +53,10 @@ def test_nothing_is_installed_but_what_is_written_there():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A function that runs a command where there is no network, and returns its output and what it asked for there."""
+    """A function that runs a command where there is no network, in a home folder that was empty.
+
+    Returns its output and what it asked of the network.
+    """
     for unshare in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
         if shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0:
             break
@@ -58,17 +65,30 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     (folder / "sitecustomize.py").write_text(AUDIT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"PYTHONPATH": str(folder), "ASKED": str(folder / "asked.txt"), "HF_HOME": str(folder / "hub"),
-                    "XDG_CACHE_HOME": str(folder / "cache")}
+    environment.pop("XDG_CACHE_HOME")
+    environment |= {"PYTHONPATH": str(folder), "ASKED": str(folder / "asked.txt"), "HOME": str(folder / "home")}
+    (folder / "home").mkdir()
 
     def run(*command):
         (folder / "asked.txt").write_text("")
-        process = subprocess.run([*unshare, sys.executable, *map(str, command)], cwd=folder, env=environment,
-                                 capture_output=True, text=True, timeout=280)
+        with_counts = ["sh", "-c", '"$@" && cat /proc/net/snmp > counts.txt', "sh", sys.executable, *map(str, command)]
+        process = subprocess.run([*unshare, *with_counts], cwd=folder, env=environment, capture_output=True, text=True,
+                                 timeout=280)
         assert process.returncode == 0, process.stderr
-        return process.stdout, (folder / "asked.txt").read_text()
+        return process.stdout, (folder / "asked.txt").read_text() + counted(folder / "counts.txt")
 
+    run.folder = folder
     return run
+
+
+def counted(file):
+    """Return those of the system's counts that are not 0, as text."""
+    lines, counts = [line.split() for line in file.read_text().splitlines()], ""
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        for name, value in zip(names[1:], values[1:], strict=True):
+            if name in COUNTED.get(names[0].rstrip(":"), ()) and value != "0":
+                counts += f"{names[0]} {name} {value}\n"
+    return counts
 
 
 def test_the_test_sees_what_asks_the_network(alone):
@@ -77,10 +97,10 @@ for ask in (lambda: socket.create_connection(("192.0.2.1", 80), 1), lambda: sock
     try: ask(); print("reached")
     except OSError: pass"""
     printed, asked = alone("-c", lines)
-    assert printed == "" and "192.0.2.1" in asked and "example.com" in asked
+    assert printed == "" and "192.0.2.1" in asked and "example.com" in asked and "OutNoRoutes" in asked
 
 
-def test_training_measuring_and_searching_ask_the_network_for_nothing(alone, sample_dir):
+def test_training_measuring_and_searching_ask_for_nothing_and_leave_nothing_behind(alone, sample_dir):
     printed, asked = alone(ROOT / "train.py", "sample", "--data-dir", sample_dir, "--epochs", 1, "--batch-size", 32)
     assert "next: python inference.py" in printed and asked == ""
     printed, asked = alone(ROOT / "evaluate.py")
@@ -88,6 +108,18 @@ def test_training_measuring_and_searching_ask_the_network_for_nothing(alone, sam
     for _ in range(2):  # with torch, and with the text tower as a file
         printed, asked = alone(ROOT / "inference.py", "--query", "people sitting near the beach")
         assert "wrote matches.png" in printed and asked == ""
+    printed, asked = alone(ROOT / "inference.py", "--export", "onnx")
+    assert "wrote onnx" in printed and asked == ""
+    pictures = sorted(map(str, (sample_dir / "Images").iterdir()))[:2]
+    printed, asked = alone(alone.folder / "onnx" / "example.py", "a dog", *pictures)
+    assert len(printed.splitlines()) == 2 and asked == ""
+
+    # A process that stays: whatever a library does in the background, it has time for.
+    lines = (f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from inference import Gallery; "
+             "print(Gallery(progress=False).search('a dog', top_k=1)[0].rank); time.sleep(4)")
+    assert alone("-c", lines) == ("1\n", "")
+    assert {path.relative_to(alone.folder / "home").as_posix() for path in (alone.folder / "home").glob("*/*")} <= (
+        OUR_FOLDERS)
 
 
 def test_importing_the_scripts_asks_the_network_for_nothing(alone):
