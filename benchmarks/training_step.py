@@ -1,6 +1,7 @@
 """A training step of ResNet50 and DistilBERT, random weights: the ancestors', ours, and ours in micro-batches.
 
     python benchmarks/training_step.py --batch-size 32 --micro-batch 8
+    python benchmarks/training_step.py --batch-size 256 --limits 4 8 16 24 --steps 1    # GB of memory
 
 The ancestors' step: float32, captions padded to 200 tokens, their loss, plain AdamW. Ours is that of train.py: bfloat16
 where the processor has it, channels last, captions padded to the longest of like length, gradient clipping, fused AdamW
@@ -35,6 +36,7 @@ from models import CLIP, TextEncoder
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
 from support.errors import one_line_errors
+from support.memory import pages_of_this_process, pairs_that_fit
 from support.process import start_process
 from support.wordpiece import train_tokenizer
 from train import parameter_groups
@@ -50,7 +52,10 @@ class StepConfig:
     micro_batch: int = 8  # pairs at a time, for the third way
     steps: int = 3  # timed in each process, after one that warms up
     rounds: int = 3  # processes of each way
-    way: Literal["all", "ancestors", "ours", "ours, micro-batches"] = "all"  # one of them: run it in this process
+    limits: tuple[float, ...] = ()  # GB of memory: instead, a step in the parts that train.py would choose
+    image_encoder: str = "resnet50"  # any timm name
+    text_layers: int = 6  # of the DistilBERT
+    way: Literal["all", "ancestors", "ours", "ours, micro-batches", "what fits"] = "all"  # one: run it in this process
 
 
 def set_up(flags):
@@ -59,8 +64,9 @@ def set_up(flags):
     captions = [captions_of(scenes[row], rng)[0] for row in rng.choice(len(scenes), flags.batch_size, replace=False)]
     with tempfile.TemporaryDirectory() as folder:  # DistilBERT's architecture, with a small vocabulary in use
         train_tokenizer(captions, 512).save_pretrained(folder)
-        DistilBertConfig().save_pretrained(folder)
-        config = replace(PRESETS["flickr8k"], pretrained=False, text_encoder=folder, max_tokens=200,
+        DistilBertConfig(n_layers=flags.text_layers).save_pretrained(folder)
+        config = replace(PRESETS["flickr8k"], pretrained=False, image_encoder=flags.image_encoder, image_size=224,
+                         text_encoder=folder, max_tokens=200,
                          micro_batch=flags.micro_batch if "micro" in flags.way else 0)
         torch.manual_seed(0)
         model = CLIP.from_config(config).train()
@@ -92,7 +98,14 @@ def steps(flags):
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
     average.follow(model)
     batch = Batch(torch.arange(len(pixels)), pixels, input_ids, mask, None, None)
-    forward = MicroBatches(model, flags.micro_batch) if "micro" in flags.way else model
+    micro_batch = {"ours": flags.batch_size, "ours, micro-batches": flags.micro_batch}.get(flags.way)
+    if micro_batch is None:  # under a limit, which counts addresses, of which a program has many that it does not use
+        addresses, resident = pages_of_this_process()
+        limit = round(flags.limits[0] * 1e9) + addresses - resident
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        micro_batch = pairs_that_fit(model, lambda pairs: batch.split(pairs)[0], flags.batch_size)
+        print(micro_batch, file=sys.stderr)
+    forward = MicroBatches(model, micro_batch) if micro_batch < flags.batch_size else model
     for step in itertools.count():
         with model.autocast():
             embeddings = forward(batch)
@@ -106,10 +119,10 @@ def steps(flags):
 
 def measure(flags):
     """Print the median seconds of a step, the peak of memory in MB, and the tokens of a caption."""
-    run, seconds = steps(flags), []
+    step, seconds = steps(flags), []
     for _ in range(1 + flags.steps):
         start = time.perf_counter()
-        next(run)
+        next(step)
         seconds.append(time.perf_counter() - start)
     tokens = statistics.mean(map(len, set_up(flags)[1]))
     print(statistics.median(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, tokens)
@@ -125,16 +138,32 @@ def peak_gflops(dtype, size=4096):
     return 2 * size**3 / min(seconds) / 1e9
 
 
+def run(flags, way, *more):
+    """Measure one way in a process of its own; returns its figures and what it says on standard error."""
+    command = [sys.executable, __file__, "--way", way, "--steps", str(flags.steps), "--batch-size",
+               str(flags.batch_size), "--micro-batch", str(flags.micro_batch), "--image-encoder", flags.image_encoder,
+               "--text-layers", str(flags.text_layers), *more]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return tuple(map(float, done.stdout.split())), done.stderr
+
+
+def under_limits(flags):
+    """Print in which parts a batch is computed where memory is scarce, how long that takes, and its peak."""
+    print("| memory, GB | pairs at a time | seconds a step | peak, GB |\n|---|---|---|---|")
+    for limit in flags.limits:
+        (seconds, megabytes, _), said = run(flags, "what fits", "--limits", str(limit))
+        print(f"| {limit:g} | {said.split()[-1]} of {flags.batch_size} | {seconds:.1f} | {megabytes / 1024:.1f} |")
+
+
 def main(flags):
     if flags.way != "all":
         return measure(flags)
+    if flags.limits:
+        return under_limits(flags)
     runs = {way: [] for way in ("ancestors", "ours", "ours, micro-batches")}
     for _ in range(flags.rounds):
         for way in runs:
-            command = [sys.executable, __file__, "--way", way, "--steps", str(flags.steps),
-                       "--batch-size", str(flags.batch_size), "--micro-batch", str(flags.micro_batch)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            runs[way].append(tuple(map(float, output.split())))
+            runs[way].append(run(flags, way)[0])
     tokens = runs["ours"][0][2]
     print(f"batch {flags.batch_size}, micro-batch {flags.micro_batch}, {tokens:.0f} tokens a caption, {flags.rounds} "
           f"processes of {flags.steps} steps, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n"

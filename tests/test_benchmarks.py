@@ -3,9 +3,9 @@
 import math
 
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 
-from benchmarks import contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
+from benchmarks import busy_machine, contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
 from benchmarks.seed_recipe import seed_loss
 from dataset import Precomputed, load_splits
 from models import CLIP
@@ -51,6 +51,15 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     assert "| text tower frozen |" in shown
 
 
+def test_commands_are_timed_beside_busy_programs(sample_dir, capsys):
+    small = "--image-encoder test_resnet --image-size 32 --batch-size 32"
+    flags = busy_machine.BusyConfig(sample_dir, ROOT, busy=(1,), rounds=1, epochs=1, towers=small)
+    busy_machine.main(flags)
+    rows = [line.split("|")[2:6] for line in capsys.readouterr().out.splitlines() if "busy programs" in line]
+    assert [row[0].strip() for row in rows] == ["this checkout", "the other"]
+    assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])
+
+
 def test_the_benchmarks_of_speed_run(sample_dir, capsys):
     decoding.main(decoding.DecodingConfig(sample_dir / "Images", count=8, size=32, rounds=1))
     table = capsys.readouterr().out
@@ -59,9 +68,17 @@ def test_the_benchmarks_of_speed_run(sample_dir, capsys):
         contrastive_loss.measure(contrastive_loss.LossConfig(pairs=64, dim=8, way=way))
         seconds, megabytes = map(float, capsys.readouterr().out.split())
         assert seconds > 0 and megabytes >= 0
+    small = {"batch_size": 4, "micro_batch": 2, "image_encoder": "test_resnet", "text_layers": 1}
     for way in ("ancestors", "ours", "ours, micro-batches"):
-        run = training_step.steps(training_step.StepConfig(batch_size=2, micro_batch=1, way=way))
-        next(run), next(run)
+        step = training_step.steps(training_step.StepConfig(**small, way=way))
+        next(step), next(step)
+
+
+def test_the_memory_of_a_step_is_kept_within_a_limit(capsys):
+    small = {"batch_size": 8, "image_encoder": "test_resnet", "text_layers": 1, "steps": 1}
+    training_step.main(training_step.StepConfig(**small, limits=(2.0,)))
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    assert row[2].strip() == "8 of 8" and 0.3 < float(row[4]) < 2
 
 
 def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower_flags, capsys):
