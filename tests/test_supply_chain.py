@@ -12,6 +12,8 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
+from support import SETTINGS
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OUR_OWN = PROJECT["name"]
@@ -129,3 +131,12 @@ def test_importing_the_scripts_asks_the_network_for_nothing(alone):
     lines = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {', '.join(modules)}"
     assert {"app", "support.hub", "search.index", "data.make_shards"} <= set(modules)
     assert alone("-c", lines) == ("", "")
+
+
+def test_the_switches_are_turned_but_for_those_that_the_user_has_set():
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    lines = "import os, support; print(*(os.environ[name] for name in support.SETTINGS))"
+    for own in ({}, {"ORT_DISABLE_TELEMETRY": "0"}):
+        printed = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, env=environment | own, check=True,
+                                 capture_output=True, text=True).stdout.split()
+        assert printed == list((SETTINGS | own).values())
