@@ -170,10 +170,10 @@ def checked_value(name, value, annotation):
 
 PRESETS = {
     "sample": Config(
-        preset="sample", data_dir=Path("data/sample"), image_size=48, workers=0,
+        preset="sample", data_dir=Path("data/sample"), image_size=56, workers=0,
         image_encoder="test_resnet", text_encoder="scratch", scratch_layers=1, scratch_width=64, pretrained=False,
         flip=False, embedding_dim=256, feature_dropout=0.0,
-        epochs=18, batch_size=100, crop_scale=0.9, lr_heads=4e-3, lr_image=6e-3, lr_text=4e-3, weight_decay=0.05,
+        epochs=16, batch_size=100, crop_scale=0.9, lr_heads=4e-3, lr_image=6e-3, lr_text=4e-3, weight_decay=0.05,
     ),
     "flickr8k": Config(),
 }
