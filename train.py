@@ -420,6 +420,7 @@ def finish(run, average, splits, config):
 
     draw_pictures(embedded["dev"], run.folder, "dev")
     if is_first_process():
+        run.draw_curves()
         write_file(run.folder / "best" / "README.md", model_card(best.config, reports))
     elsewhere = "" if str(run.folder.parent) == "runs" else f" --checkpoint {run.folder}"
     print(f'next: python inference.py --query "people sitting near the beach"{elsewhere}')

@@ -32,7 +32,6 @@ from dataset import (
     CaptionDataset,
     Precomputed,
     load_splits,
-    start_epoch,
     train_transform,
     training_loader,
 )
@@ -107,6 +106,7 @@ def ours(model, table, cached, flags):
     phase = Phase(
         pairs=pairs,
         loader=loader,
+        micro_batch=loader.batch_size,
         forward=model,
         weights=[parameter for parameter in model.parameters() if parameter.requires_grad],
         optimizer=torch.optim.AdamW(parameter_groups(model, config), fused=True),
@@ -121,7 +121,6 @@ def ours(model, table, cached, flags):
     run = Run(config)
     for epoch in range(1, 2 + flags.rounds):
         start = time.perf_counter()
-        start_epoch(loader, epoch)
         train_one_epoch(model, average, phase, run, epoch, config)
         phase.forget_steps()
         yield (time.perf_counter() - start) / (len(loader) * loader.batch_size)

@@ -119,12 +119,12 @@ def steps(flags):
 
 def measure(flags):
     """Print the median seconds of a step, the peak of memory in MB, and the tokens of a caption."""
+    tokens = statistics.mean(map(len, set_up(flags)[1]))
     step, seconds = steps(flags), []
     for _ in range(1 + flags.steps):
         start = time.perf_counter()
         next(step)
         seconds.append(time.perf_counter() - start)
-    tokens = statistics.mean(map(len, set_up(flags)[1]))
     print(statistics.median(seconds[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, tokens)
 
 

@@ -32,7 +32,7 @@ from support.plots import draw_curves
 from support.process import is_first_process, process_count
 from support.progress import with_progress
 
-CURVES_EVERY = 30  # seconds: an epoch of the sample takes little longer than drawing them
+CURVES_EVERY = 60  # seconds
 HARMLESS = {"resume", "run_dir", "device", "workers", "data_dir", "epochs", "micro_batch"}  # may change in a resume
 
 
@@ -175,13 +175,16 @@ class Run:
                 self.best = row["mean_recall"]
                 with replacing(self.folder / "best") as folder:
                     self.average.model.save_pretrained(folder)
-            is_last = self.epochs_done == self.config.epochs
             lines = [json.dumps(row) + "\n" for row in self.history]
             write_file(self.folder / "metrics.jsonl", "".join(lines))
-            if is_last or time.monotonic() - self.curves_drawn > CURVES_EVERY:
-                draw_curves(self.history, self.phase.chance_loss, self.folder / "curves.png")
-                self.curves_drawn = time.monotonic()
+            if time.monotonic() - self.curves_drawn > CURVES_EVERY:
+                self.draw_curves()
             self.save()
+
+    def draw_curves(self):
+        """Draw curves.png: now and then, because it takes as long as a short epoch, and at the end of the run."""
+        draw_curves(self.history, self.phase.chance_loss, self.folder / "curves.png")
+        self.curves_drawn = time.monotonic()
 
     def keep_unfinished_epoch(self, kind, error, traceback):
         """After a stop between two steps, or while dev was measured, keep the steps that are done.

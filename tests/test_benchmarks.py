@@ -1,6 +1,7 @@
 """benchmarks/: the ancestors' loss against loops, and the scripts end to end on small towers."""
 
 import math
+import time
 
 import torch
 from conftest import ROOT, run_script
@@ -51,10 +52,15 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     assert "| text tower frozen |" in shown
 
 
-def test_commands_are_timed_beside_busy_programs(sample_dir, capsys):
+def test_commands_are_timed_beside_busy_programs(sample_dir, capsys, monkeypatch):
+    def run(repository, script, *flags, cwd, environment):  # as the benchmark does, but libraries are imported already
+        start = time.perf_counter()
+        run_script(repository / script, *flags, cwd=cwd)
+        return time.perf_counter() - start
+
+    monkeypatch.setattr(busy_machine, "run", run)
     small = "--image-encoder test_resnet --image-size 32 --batch-size 32"
-    flags = busy_machine.BusyConfig(sample_dir, ROOT, busy=(1,), rounds=1, epochs=1, towers=small)
-    busy_machine.main(flags)
+    busy_machine.main(busy_machine.BusyConfig(sample_dir, ROOT, busy=(1,), rounds=1, epochs=1, towers=small))
     rows = [line.split("|")[2:6] for line in capsys.readouterr().out.splitlines() if "busy programs" in line]
     assert [row[0].strip() for row in rows] == ["this checkout", "the other"]
     assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])
@@ -76,9 +82,9 @@ def test_the_benchmarks_of_speed_run(sample_dir, capsys):
 
 def test_the_memory_of_a_step_is_kept_within_a_limit(capsys):
     small = {"batch_size": 8, "image_encoder": "test_resnet", "text_layers": 1, "steps": 1}
-    training_step.main(training_step.StepConfig(**small, limits=(2.0,)))
+    training_step.main(training_step.StepConfig(**small, limits=(3.0,)))
     row = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert row[2].strip() == "8 of 8" and 0.3 < float(row[4]) < 2
+    assert row[2].strip() == "8 of 8" and 0.3 < float(row[4]) < 3
 
 
 def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower_flags, capsys):
