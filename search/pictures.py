@@ -44,7 +44,9 @@ def pictures_of_folder(folder, leave_out=None):
     else:
         files = picture_files(folder)
         index_name = INDEX_NAME
-    files = [file for file in files if os.path.abspath(file) != leave_out]
+    if leave_out is not None:
+        leave_out_name = os.path.basename(leave_out)
+        files = [file for file in files if file.name != leave_out_name or os.path.abspath(file) != leave_out]
     return Pictures(name, root, files, IndexFile(root, index_name))
 
 

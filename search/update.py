@@ -6,7 +6,7 @@ import numpy as np
 
 from search.index import Entry, Index
 from search.nearest import search
-from support.files import model_stamps, stamp
+from support.files import model_stamps, name_below, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
 
@@ -33,7 +33,7 @@ def up_to_date_index(pictures, embedder, progress=True):
     )
 
     # What is known, and what is new?
-    stamps = {file.relative_to(pictures.root).as_posix(): stamp(file) for file in files}
+    stamps = {name_below(pictures.root, file): stamp(file) for file in files}
     entries = known_entries(known, stamps, pictures.root)
     new = from_first_process([name for name in stamps if name not in entries])
 

@@ -1,9 +1,8 @@
 """How far a long loop is: a bar in a terminal; elsewhere, in a log or a notebook, a line every half minute."""
 
+import math
 import sys
 import time
-
-from tqdm import tqdm
 
 from support.process import is_first_process
 
@@ -17,17 +16,20 @@ def with_progress(items, title, unit, total=None, done=0):
     before this loop. `set_postfix(loss="0.123")` of what is returned adds to the bar.
     """
     total = len(items) + done if total is None else total
-    if title is None or not is_first_process():
-        return tqdm(items, disable=True)
-    if sys.stderr.isatty():
+    is_shown = title is not None and is_first_process()
+    if is_shown and sys.stderr.isatty():
+        from tqdm import tqdm
+
         return tqdm(items, title, total, initial=done, unit=unit.removesuffix("s"), leave=False)
-    return LinesForLogs(items, f"{title}: {{}} of {total:,} {unit}", total, done)
+    every = LINE_EVERY if is_shown else math.inf
+    return LinesForLogs(items, f"{title}: {{}} of {total:,} {unit}", total, done, every)
 
 
 class LinesForLogs:
-    """A loop that prints a line on standard error every half minute."""
+    """A loop that prints a line on standard error every so many seconds."""
 
-    def __init__(self, items, line, total, done):
+    def __init__(self, items, line, total, done, every):
+        self.every = every
         self.items = items
         self.line = line
         self.total = total
@@ -38,7 +40,7 @@ class LinesForLogs:
         for number, item in enumerate(self.items, start=1):
             yield item
             now = time.monotonic()
-            if now - shown >= LINE_EVERY:
+            if now - shown >= self.every:
                 shown = now
                 left = (now - begin) / number * (self.total - self.done - number)
                 line = self.line.format(f"{self.done + number:,}")
