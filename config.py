@@ -3,7 +3,7 @@
     python train.py --help        # the flags below, with these comments as their help text
 
 `Config` is what a training run is made of, and is saved in every checkpoint; the small classes hold the flags of the
-other commands. Torch is imported only where a device is asked for, so `--help` is answered at once."""
+other commands. Nothing here imports torch, so `--help` is answered at once."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ class Config:
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
-    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights, all of them
     image_depth: float = 0.6  # part of a pretrained image tower's layers, from the output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
@@ -64,7 +64,7 @@ class Config:
     temperature: float = 0.07  # at the start; learned from there, never below 0.01
 
     # optimisation
-    heads_first: int = 30  # epochs that train the heads alone, on cached features, before pretrained towers move
+    heads_first: int = 30  # epochs of a first phase: heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative

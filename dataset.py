@@ -203,7 +203,7 @@ def train_transform(size, crop_scale=1.0, flip=False):
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     transform = A.Compose(steps)
-    # `CaptionDataset` seeds the latter anew for each photo: crop and flip draw from it
+    # Crop and flip draw from the second of these, `py_random`, which `CaptionDataset` seeds anew for each photo.
     transform.set_random_state(np.random.default_rng(0), random.Random(0))
     return transform
 
@@ -275,7 +275,10 @@ NOTHING_KNOWN = Precomputed()
 
 
 class Batch(NamedTuple):
-    """B pairs of a photo and a caption. Features stand in for pixels, or tokens, where a tower is frozen."""
+    """B pairs of a photo and a caption.
+
+    Features stand in for pixels, or tokens, where a tower is frozen, as both are while the heads learn alone.
+    """
 
     photo_rows: torch.Tensor  # (B,) which photos of the split these are, to name them where something goes wrong
     pixels: torch.Tensor | None  # (B, 3, S, S) uint8
@@ -401,10 +404,7 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     of them an epoch, unless their features are known.
     """
     processes = process_count()
-    if batch_size % processes:
-        raise UserError(
-            f"--batch-size {batch_size} is shared by {processes} processes: give a multiple of {processes}"
-        )
+    pairs_of_process(batch_size)
     if len(pairs) < processes:
         raise UserError(f"{len(pairs)} training photos are too few for {processes} processes")
 
@@ -421,6 +421,16 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
     batch_size = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
     return DataLoader(pairs, batch_size, sampler=order, num_workers=workers, **options)
+
+
+def pairs_of_process(batch_size):
+    """Return how many pairs of a batch each process has; raises UserError where they cannot share it alike."""
+    processes = process_count()
+    if batch_size % processes:
+        raise UserError(
+            f"--batch-size {batch_size} is shared by {processes} processes: give a multiple of {processes}"
+        )
+    return batch_size // processes
 
 
 def start_epoch(loader, epoch):

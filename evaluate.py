@@ -278,8 +278,11 @@ def class_folders(root):
     files = {}
     for folder in sorted(root.iterdir()):
         pictures = picture_files(folder) if folder.is_dir() else []
+        name = folder.name.replace("_", " ")
+        if pictures and name in files:
+            raise UserError(f"{root} has two folders of the class {name!r}, with _ and with a space: make them one")
         if pictures:
-            files[folder.name.replace("_", " ")] = pictures
+            files[name] = pictures
     if len(files) < 2:
         raise UserError(f"{root} needs at least two class folders with pictures in them, and has {len(files)}")
     return files

@@ -106,6 +106,7 @@ class Gallery:
         self.name = pictures.name
         self.root = pictures.root
 
+        # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
         self.embeddings = index.embeddings  # (N, D)
         self.looks = index.looks  # (N, 192), by which near-duplicates are told
@@ -134,7 +135,8 @@ class Gallery:
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
         if not self.files:
             return []
-        # Cosines are a product with all embeddings, (1, D) x (D, N). A good match may have a thousand copies.
+        # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
+        # top_k of them, because a good match may have a thousand copies.
         (scores,), (rows,) = search(self.embeddings, embedding[None], 10 * top_k + 1000)
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)

@@ -3,7 +3,7 @@
     pixels    (B, 3, S, S) ─ ImageEncoder ─> features (B, 2048) ─ ProjectionHead ─> embeddings (B, D), unit length
     input_ids (B, T)       ─ TextEncoder ──> features (B,  768) ─ ProjectionHead ─> embeddings (B, D), unit length
 
-    >>> model = CLIP.from_pretrained("runs/sample/best")
+    >>> model = CLIP.from_pretrained("runs/NAME/best")
     >>> model.encode_image(pixels) @ model.encode_text(input_ids, attention_mask).T   # (B, B) cosine similarities
 
 Training pulls the B matching pairs of a batch together and pushes the B² - B others apart (Radford et al. 2021).

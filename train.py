@@ -38,6 +38,7 @@ from dataset import (
     Precomputed,
     image_loader,
     load_sound_splits,
+    pairs_of_process,
     paths_of,
     start_epoch,
     tokenize,
@@ -48,7 +49,7 @@ from evaluate import draw_pictures, embed_split, mean_recall, modality_gap, reca
 from models import CLIP, embed_images, embed_texts
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
-from support.console import print_epoch, print_plan, print_towers
+from support.console import print_plan, print_towers
 from support.errors import UserError
 from support.files import file_key, write_file
 from support.kept import decode_once, kept_features
@@ -79,7 +80,8 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     model.train()
     start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
     average.follow(model)  # finds which weights move; `update` below moves the mean after them
-    # Steps count from the start of the phase, and begin where a stop left off. Batches come on the model's device.
+    # As `for step, batch in enumerate(phase.loader)`, but steps count from the start of the phase, a run that stopped
+    # within an epoch goes on there, and batches come on the model's device.
     for step, batch in run.steps(phase, epoch):
         phase.set_learning_rates(step)  # linear warm-up, then a cosine to 0
 
@@ -261,14 +263,15 @@ def precompute(model, table, config, frozen, split):
     """Return what training would otherwise compute in every epoch: `Precomputed`.
 
     Of a frozen tower these are its features, of the whole photo (there are no crops then) and of each caption;
-    otherwise decoded photos. Both are kept in the dataset folder, and found there by the next run.
+    otherwise decoded photos, but for the train photos of shards, which are streamed. Both are kept in the dataset
+    folder, and found there by the next run.
     """
     if not config.cache:
         return Precomputed()
     decoded = image_features = text_features = None
     if frozen in ("image", "both"):
         image_features = photo_features(model, table, config.data_dir, config.workers)
-    elif not is_sharded(config.data_dir):  # shards are streamed
+    elif split != "train" or not is_sharded(config.data_dir):
         photos = Photos(paths_of(table, config.data_dir), model.config.image_size)
         decoded = decode_once(photos, config.data_dir, split)
     if frozen in ("text", "both"):
@@ -336,11 +339,13 @@ def measure_on_dev(model, phase, table, config):
 
 def main(config, why=""):
     device = start_process(config.device)  # under torchrun the processes meet here
-    choose_dtype(device, config.precision)  # one that cannot be had here is refused before anything is read
+    choose_dtype(device, config.precision)  # what cannot be is refused before anything is read
+    pairs_of_process(config.batch_size)
     config = replace(config, run_dir=from_first_process(config.run_dir))  # named after a clock that each has read
     print(why)
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         splits = load_data(config)
+        print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
@@ -349,7 +354,6 @@ def main(config, why=""):
             model.config = config
         model.to(device, memory_format=torch.channels_last)
         average = RunningMean(model, config.averaging)
-        print_towers(model, config)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
         # features that the towers make once. All of its epochs become one row of metrics.jsonl, that of epoch 0.
@@ -364,17 +368,16 @@ def main(config, why=""):
                 figures = train_one_epoch(model, average, heads, run, epoch, config)
             recall = measure_on_dev(average.model, heads, splits["dev"], config)
             heads_row = {"epoch": 0, **figures, **recall, "seconds": round(time.perf_counter() - start, 2)}
+            del heads  # and the features in it, which may be large
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
         model.config = average.model.config = replace(model.config, micro_batch=phase.micro_batch)  # also after a stop
         run.begin(model, average, phase)  # a run that goes on has its weights, optimiser and history back
         print_plan(model, phase, config)
         if heads_row:
-            run.keep(heads_row)
-            print_epoch(run.history, phase.chance_loss, config.epochs)
+            run.keep(heads_row)  # writes what an epoch leaves, and prints its line
         for epoch in run.epochs_to_come():
             run.keep(train_and_measure(model, average, phase, run, epoch, splits, config))
-            print_epoch(run.history, phase.chance_loss, config.epochs)
 
         finish(run, average, splits, config)
 
@@ -403,7 +406,7 @@ def heads_learn_first(config):
 
 def finish(run, average, splits, config):
     """Measure best/ on dev and test, and write the pictures and the model card of the run."""
-    best = average.model
+    best = average.model  # in the other processes, only to be overwritten
     if is_first_process():  # another machine need not see the run folder
         best = CLIP.from_pretrained(run.folder / "best").to(best.device)
     copy_from_first_process(best.state_dict().values())

@@ -19,7 +19,7 @@ ANSWER_HEADERS = (  # the browser itself is to load nothing from elsewhere, and 
     (b"x-content-type-options", b"nosniff"),
 )
 # By these Gradio would believe that the page stands at another address, and load its scripts from there.
-BELIEVED = re.compile(rb"forwarded|x-forwarded-.*|x-gradio-.*|x-direct-url", re.IGNORECASE)
+MISLEADING = re.compile(rb"forwarded|x-forwarded-.*|x-gradio-.*|x-direct-url", re.IGNORECASE)
 
 
 def is_loopback(host):
@@ -51,8 +51,8 @@ class Guard:
             if refusal:
                 status, reason = refusal
                 app = PlainTextResponse(f"{reason}\n", status)
-            believed = [header for header in scope["headers"] if not BELIEVED.fullmatch(header[0])]
-            scope = {**scope, "headers": believed}
+            passed_on = [header for header in scope["headers"] if not MISLEADING.fullmatch(header[0])]
+            scope = {**scope, "headers": passed_on}
         await app(scope, receive, send_with_headers)
 
     def refusal(self, scope):

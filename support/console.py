@@ -3,7 +3,7 @@
 from support.process import process_count
 
 
-def print_towers(model, config):
+def print_towers(config):
     """Print what the towers are, and what is remarkable about them."""
     image, text = config.image_encoder, config.text_encoder
     image_start = "pretrained" if config.is_pretrained("image") else "random weights"
@@ -14,8 +14,6 @@ def print_towers(model, config):
         print("the features of whole photos are kept; for crops add --no-cache")
     if not config.pretrained and (image.startswith("local-dir:") or text != "scratch"):
         print("the weights of the towers named are not used: add --pretrained to start from them")
-    if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
-        print(f"the layers of {image} are not known: it trains as a whole")
 
 
 def print_plan(model, phase, config):
@@ -27,6 +25,8 @@ def print_plan(model, phase, config):
     processes = f", in {process_count()} processes" if process_count() > 1 else ""
     print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {phase.device} in {dtype}")
     print(f"{config.epochs} epochs of {len(phase.loader)} steps of {pairs} pairs, into {config.run_dir}{processes}")
+    if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
+        print(f"the layers of {config.image_encoder} are not known: it trains as a whole")
     in_parts = phase.micro_batch < phase.loader.batch_size
     if in_parts:
         print(f"each batch is computed in parts of {phase.micro_batch} pairs, for memory (--micro-batch says how many)")

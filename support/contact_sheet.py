@@ -117,6 +117,8 @@ def wrapped(text, font, width):
     """Return text as lines that are no wider than so many pixels, at most three; what is left out becomes "…"."""
     lines = [""]
     for word in drawable(text).split():
+        if len(lines) > MOST_HEADING_LINES:
+            break
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
             lines[-1] = longer
@@ -124,6 +126,8 @@ def wrapped(text, font, width):
         if lines[-1]:
             lines.append("")
         for letter in word:  # a word that is wider than a line, or a script without spaces
+            if len(lines) > MOST_HEADING_LINES and lines[-1]:
+                break
             if font.getlength(lines[-1] + letter) > width:
                 lines.append("")
             lines[-1] += letter
@@ -138,9 +142,14 @@ def cut(text, font, width):
     text = drawable(text)
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}…"
+    fits, too_long = 0, len(text)  # letters
+    while too_long - fits > 1:
+        half = (fits + too_long) // 2
+        if font.getlength(f"{text[:half]}…") <= width:
+            fits = half
+        else:
+            too_long = half
+    return f"{text[:fits].rstrip()}…"
 
 
 def drawable(text):

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from support.console import print_epoch
 from support.cores import use_free_cores
 from support.errors import UserError
-from support.files import replacing, write_file
+from support.files import read_json, replacing, write_file
 from support.find_run import newest_run
 from support.interruptions import (
     is_in_use,
@@ -59,6 +60,11 @@ def check_run_dir(config):
             raise UserError(f"{run_dir} already holds a run: add --resume to go on, or name another --run-dir")
         return
     saved = type(config).load(run_dir / "last" / "config.json")
+    if read_json(run_dir / "last" / "config.json").get("cached_views", 1) != 1:
+        raise UserError(
+            f"{run_dir} was trained on several cached views of each photo, which this version does not have: it cannot "
+            "be resumed, train anew"
+        )
     if not (run_dir / "last" / "weights.safetensors").exists():
         raise UserError(f"{run_dir} is a run of another version: it cannot be resumed, train anew")
     changes = [line for name, line in saved.differences(config).items() if name not in HARMLESS]
@@ -164,6 +170,7 @@ class Run:
         """Write what an epoch leaves: best/ if it is the best so far, metrics.jsonl, sometimes curves.png, and last/.
 
         last/ says that the epoch is done, so it comes last: what a kill leaves unwritten is made again after a resume.
+        Then a line about the epoch is printed.
         """
         with unbroken():
             self.epochs_done = row["epoch"]
@@ -180,6 +187,7 @@ class Run:
             if time.monotonic() - self.curves_drawn > CURVES_EVERY:
                 self.draw_curves()
             self.save()
+            print_epoch(self.history, self.phase.chance_loss, self.config.epochs)
 
     def draw_curves(self):
         """Draw curves.png: now and then, because it takes as long as a short epoch, and at the end of the run."""

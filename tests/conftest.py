@@ -49,8 +49,8 @@ def run_as_torchrun(world, name, *arguments, cwd):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port)} for rank in range(world)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(world)]
     return run_processes(ranks, name, *arguments, cwd=cwd)
 
 

@@ -37,13 +37,16 @@ def run(command, folder, process, seconds):
     try:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
-        status = end.code or 0  # a number, in the scripts that are run here
+        status = end.code or 0
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+            status = 1
     except BaseException:
         traceback.print_exc()
         status = 1
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        stream.flush()
     os._exit(status)  # at once: to take the libraries down in good order would cost a second and a half
 
 

@@ -14,6 +14,7 @@ from dataset import split_table
 from evaluate import (
     accuracy_report,
     bootstrap_interval,
+    class_folders,
     embed_split,
     linear_probe,
     mean_recall,
@@ -232,6 +233,15 @@ def test_zero_shot_and_linear_probe_on_class_folders(workplace, classes, tmp_pat
 def test_refusals(workplace, arguments, message):
     process = run_script("evaluate.py", *arguments, cwd=workplace, check=False)
     assert process.returncode == 2 and message in process.stderr and "Traceback" not in process.stderr
+
+
+def test_two_folders_of_one_class_are_named(tmp_path, sample_dir):
+    picture = next((sample_dir / "Images").iterdir())
+    for name in ("ice_cream", "ice cream", "dog"):
+        (tmp_path / name).mkdir()
+        shutil.copy(picture, tmp_path / name)
+    with pytest.raises(UserError, match="two folders of the class 'ice cream'"):
+        class_folders(tmp_path)
 
 
 def test_a_class_without_a_readable_picture_is_named(workplace, classes):

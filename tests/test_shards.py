@@ -365,6 +365,7 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
         assert process.returncode == 0, process.stderr
     assert_alike(rows_of(tmp_path / "runs" / "two"), expected)
     assert not list((pattern.parent / ".clip-cache").glob("train-*")), "photos that are streamed are not kept as well"
+    assert list((pattern.parent / ".clip-cache").glob("dev-*.rgb")), "those of dev are decoded once"
 
     monkeypatch.chdir(tmp_path)
     evaluate.main(EvaluateConfig(checkpoint=Path("runs/one"), json=Path("figures.json"), workers=0))

@@ -335,6 +335,20 @@ def test_a_second_process_on_the_same_run_is_refused_and_the_first_is_not_distur
     assert first.exitcode == 0 and outcome(tmp_path) == whole[0]
 
 
+def test_a_run_on_several_cached_views_is_not_resumed_as_another_run(tmp_path):
+    saved = replace(PRESETS["flickr8k"], run_dir=tmp_path, freeze="both")
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "weights.safetensors").touch()
+    for views in (1, 8):
+        saved.save(tmp_path / "last" / "config.json")
+        settings = json.loads((tmp_path / "last" / "config.json").read_text())
+        (tmp_path / "last" / "config.json").write_text(json.dumps(settings | {"cached_views": views}))
+        if views == 1:
+            check_run_dir(replace(saved, resume=True))
+    with pytest.raises(UserError, match="several cached views of each photo"):
+        check_run_dir(replace(saved, resume=True))
+
+
 def test_other_settings_are_refused_by_name_all_of_them(tmp_path):
     saved = replace(PRESETS["flickr8k"], run_dir=tmp_path)
     (tmp_path / "last").mkdir()
