@@ -1,6 +1,7 @@
 """What a training run tells the person at the terminal: its towers, its plan, a line an epoch."""
 
 from support.process import process_count
+from support.progress import in_words
 
 
 def print_towers(config):
@@ -57,6 +58,8 @@ def epoch_line(row, epochs):
         f"image->text {recalls['image_to_text']}",
         f"{row['seconds']:.1f} s",
     ]
+    if row["epoch"] == 1 and epochs > 1:
+        words.append(f"about {in_words(row['seconds'] * (epochs - 1))} to go")
     if row.get("skipped"):
         words.append(f"{row['skipped']:,} bad samples skipped")
     if row.get("skipped_steps"):

@@ -261,6 +261,7 @@ def test_a_run_says_what_it_does(workplace, sample_dir):
     assert output[0] == "preset sample"
     assert f"{sample_dir}: 640 captions; photos: train 96, dev 16, test 16" in output
     assert any(line.startswith("epoch   4/4") and "dev R@1/5/10" in line for line in output)
+    assert [line.startswith("epoch   1/4") for line in output if line.endswith(" to go")] == [True]
     assert "  dev has only 16 of them: its recall means little, and picks the best epoch by chance" in output
     assert any("16 photos of the test split" in line for line in output)
 
