@@ -50,7 +50,7 @@ class Config:
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
-    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights, all of them
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all their weights; see image_depth
     image_depth: float = 0.6  # part of a pretrained image tower's layers, from the output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time

@@ -10,7 +10,7 @@ Training pulls the B matching pairs of a batch together and pushes the B² - B o
 Features leave a tower; embeddings are projected and of unit length.
 """
 
-import support  # noqa: F401 - first of all, because it tells torch's threads how to wait
+import support  # noqa: F401 - first of all, because it keeps the libraries quiet
 
 # isort: split
 

@@ -1,7 +1,7 @@
 """What keeps the scripts safe and fast.
 
-Whoever imports any of it has the libraries told first, in the environment, how to behave: that nothing calls home, and
-that threads which wait for each other leave their core to other programs. A setting of the user's own stays.
+Whoever imports any of it has the libraries told first, in the environment, that nothing calls home. A setting of the
+user's own stays.
 """
 
 import os

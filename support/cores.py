@@ -25,12 +25,13 @@ class Look(NamedTuple):
 
 
 last_look = None
+MOST_THREADS = torch.get_num_threads()  # torch's own choice: one a core, where a core looks like two
 
 
 def use_free_cores(device):
     """Let torch compute with as many threads as others have left cores since the last look; at least one.
 
-    Called now and then. A number that the user has set (OMP_NUM_THREADS) stays.
+    Never more than torch itself would take. Called now and then. A number of the user's own (OMP_NUM_THREADS) stays.
     """
     global last_look
     if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or not CPU_TIMES.exists():
@@ -41,7 +42,7 @@ def use_free_cores(device):
         time.sleep(SHORTEST)
     now = look(cores)
     if now.moment - last_look.moment >= SHORTEST:
-        torch.set_num_threads(free_cores(last_look, now, len(cores)))
+        torch.set_num_threads(min(MOST_THREADS, free_cores(last_look, now, len(cores))))
         last_look = now
 
 
