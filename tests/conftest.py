@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of pytest's workers share the cores
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # A test that would download something fails at once, and finds nothing that somebody downloaded before.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="empty-hub-cache-")
@@ -32,6 +34,24 @@ def script_server():
     """Start, once, what runs scripts without importing torch again for each."""
     server = [sys.executable, str(ROOT / "tests" / "script_server.py")]
     return subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@functools.cache
+def fork_context():
+    """Return the context for processes that begin in the middle of our code, with the libraries imported.
+
+    They are forked from one that has no threads, as pytest's own process has: what one of these held at the moment of
+    the fork would be held for ever.
+    """
+    context = multiprocessing.get_context("forkserver")
+    ours = ["train", "test_survival", "test_distributed"]
+    context.set_forkserver_preload([*ours, "transformers.models.distilbert.modeling_distilbert"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        first = context.Process(target=len, args=("",))
+        first.start()
+        first.join()
+    return context
 
 
 def run_script(name, *arguments, cwd, check=True):

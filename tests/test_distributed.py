@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import ROOT, run_as_torchrun, run_script, save_image_tower, save_text_tower
+from conftest import ROOT, fork_context, run_as_torchrun, run_script, save_image_tower, save_text_tower
 from torch.multiprocessing.spawn import start_processes
 
 from config import PRESETS
@@ -22,7 +22,6 @@ from support.errors import UserError
 
 
 def joined(rank, job, world, place, out, *arguments):
-    torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}  # as torchrun does
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
     torch.save(job(*arguments), f"{out}/{rank}.pt")
@@ -30,11 +29,11 @@ def joined(rank, job, world, place, out, *arguments):
 
 
 def in_processes(tmp_path, world, job, *arguments):
-    """Run `job` in forked processes; returns what each of them returned."""
+    """Run `job` in several processes; returns what each of them returned."""
     folder = tmp_path / f"{job.__name__}-{world}"
     folder.mkdir()
     start_processes(joined, (job, world, f"file://{folder / 'meeting'}", str(folder), *arguments), world,
-                    start_method="fork")
+                    start_method=fork_context().get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
