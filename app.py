@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import contextlib
 import signal
 import sys
+from dataclasses import dataclass
 
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
@@ -42,6 +43,26 @@ MOST_SHOWN = 50  # pictures in one answer
 # ---------------------------------------------------------------- what stands where, and which click asks what
 
 
+@dataclass
+class Parts:
+    """What stands on the page, by name; `question` and `example_file` are remembered and not seen."""
+
+    prompt: gr.Textbox
+    find: gr.Button
+    examples: list
+    upload: gr.UploadButton
+    forget: gr.Button
+    minus: gr.Textbox
+    count: gr.Slider
+    least: gr.Slider
+    example: gr.HTML
+    status: gr.HTML
+    results: gr.HTML
+    explanation: gr.HTML
+    question: gr.State  # what was asked last, to be explained
+    example_file: gr.State
+
+
 def build(page):
     """Return the page as Gradio's Blocks: what stands where, and which click asks what."""
     blocks = GuardedBlocks(
@@ -51,64 +72,78 @@ def build(page):
         delete_cache=(600, 3600),  # seconds: how often uploads are looked through, and how old they may be
     )
     with blocks:
-        question = gr.State()  # what was asked last, to be explained
-        example_file = gr.State()
-        with gr.Row(equal_height=True):
-            prompt = gr.Textbox(
-                label="What should the pictures show?",
-                placeholder="a dog running through water",
-                scale=4,
-                min_width=200,
-                autofocus=True,
-            )
-            find = gr.Button("Search", variant="primary", scale=0, min_width=140)
-        with gr.Row():
-            examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
-        with gr.Accordion("More ways to search", open=False):
-            with gr.Row():
-                suffixes = sorted(IMAGE_SUFFIXES - {".heic"})  # so that a phone converts what it has in that format
-                upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
-                forget = gr.Button("Remove the example", min_width=150)
-            with gr.Row():
-                minus = gr.Textbox(label="What should they not show?", min_width=200)
-                count = gr.Slider(1, MOST_SHOWN, 9, step=1, label="Number of results", min_width=200)
-                least = gr.Slider(-1, 1, -1, step=0.01, label="Least score (-1: any)", min_width=200)
-        example = gr.HTML()
-        status = gr.HTML(status_html(page.about()))
-        with gr.Row():
-            with gr.Column(scale=3, min_width=200):
-                results = gr.HTML(js_on_load=ON_CLICK)
-            with gr.Column(scale=2, min_width=200, elem_id="side"):
-                explanation = gr.HTML(js_on_load=ON_CLICK)
-
-        # what `page.answer` takes beside the prompt, and what it returns
-        rest = [minus, example_file, count, least]
-        answers = [status, results, explanation, question]
-        options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
-
-        gr.on(
-            [prompt.submit, find.click, minus.submit, count.change, least.change],
-            page.answer,
-            [prompt, *rest],
-            answers,
-            api_name="search",
-            trigger_mode="always_last",
-            **options,
-        )
-        for button in examples:
-            button.click(None, button, prompt, js="words => words")
-            button.click(page.answer, [button, *rest], answers, **options)
-
-        uploaded = upload.upload(page.example, upload, [example, example_file])
-        forgotten = forget.click(lambda: ("", None, None), None, [example, example_file, upload])
-        uploaded.success(page.answer, [prompt, *rest], answers, **options)
-        forgotten.success(page.answer, [prompt, *rest], answers, **options)
-
-        def explain(question, click: gr.EventData):
-            return page.explain(question, getattr(click, "row", None))
-
-        results.select(explain, question, explanation, **options)
+        parts = lay_out(page)
+        connect(page, parts)
     return blocks.queue(max_size=256)
+
+
+def lay_out(page):
+    """Put everything in its place, from top to bottom; returns the `Parts`."""
+    question = gr.State()
+    example_file = gr.State()
+    with gr.Row(equal_height=True):
+        prompt = gr.Textbox(
+            label="What should the pictures show?",
+            placeholder="a dog running through water",
+            scale=4,
+            min_width=200,
+            autofocus=True,
+        )
+        find = gr.Button("Search", variant="primary", scale=0, min_width=140)
+    with gr.Row():
+        examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
+    with gr.Accordion("More ways to search", open=False):
+        with gr.Row():
+            suffixes = sorted(IMAGE_SUFFIXES - {".heic"})  # so that a phone converts what it has in that format
+            upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
+            forget = gr.Button("Remove the example", min_width=150)
+        with gr.Row():
+            minus = gr.Textbox(label="What should they not show?", min_width=200)
+            count = gr.Slider(1, MOST_SHOWN, 9, step=1, label="Number of results", min_width=200)
+            least = gr.Slider(-1, 1, -1, step=0.01, label="Least score (-1: any)", min_width=200)
+    example = gr.HTML()
+    status = gr.HTML(status_html(page.about()))
+    with gr.Row():
+        with gr.Column(scale=3, min_width=200):
+            results = gr.HTML(js_on_load=ON_CLICK)
+        with gr.Column(scale=2, min_width=200, elem_id="side"):
+            explanation = gr.HTML(js_on_load=ON_CLICK)
+    return Parts(
+        prompt, find, examples, upload, forget, minus, count, least, example, status, results, explanation, question,
+        example_file,
+    )
+
+
+def connect(page, parts):
+    """Let each click and each key ask what it should."""
+    # what `page.answer` takes beside the prompt, and what it returns
+    rest = [parts.minus, parts.example_file, parts.count, parts.least]
+    answers = [parts.status, parts.results, parts.explanation, parts.question]
+    options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
+
+    # a new search: by Enter, by the button, or because something about the question has changed
+    changes = [
+        parts.prompt.submit, parts.find.click, parts.minus.submit, parts.count.change, parts.least.change,
+    ]
+    asked = [parts.prompt, *rest]
+    gr.on(changes, page.answer, asked, answers, api_name="search", trigger_mode="always_last", **options)
+    for button in parts.examples:
+        button.click(None, button, parts.prompt, js="words => words")  # in the browser: its words go into the prompt
+        button.click(page.answer, [button, *rest], answers, **options)
+
+    # an example picture comes, or goes; then the same question is asked anew
+    uploaded = parts.upload.upload(page.example, parts.upload, [parts.example, parts.example_file])
+    uploaded.success(page.answer, asked, answers, **options)
+    no_example = ("", None, None)  # nothing shown, no file, and nothing in the upload button
+    emptied = [parts.example, parts.example_file, parts.upload]
+    forgotten = parts.forget.click(lambda: no_example, None, emptied)
+    forgotten.success(page.answer, asked, answers, **options)
+
+    # a click on a result: where does it answer the question?
+    def explain(question, click: gr.EventData):
+        return page.explain(question, getattr(click, "row", None))
+
+    parts.results.select(explain, parts.question, parts.explanation, **options)
 
 
 # ---------------------------------------------------------------- start

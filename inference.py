@@ -39,7 +39,7 @@ from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
 from search.embedder import Embedder
 from search.export import export_model
 from search.near_duplicates import groups_that_look_the_same
-from search.nearest import search
+from search.nearest import nearest
 from search.pictures import pictures_of_folder, pictures_of_split
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.update import EXCEPTIONS, up_to_date_index
@@ -137,7 +137,7 @@ class Gallery:
             return []
         # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
         # top_k of them, because a good match may have a thousand copies.
-        (scores,), (rows,) = search(self.embeddings, embedding[None], 10 * top_k + 1000)
+        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000)
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)
         else:
@@ -289,7 +289,7 @@ def find_captions(embedder, flags):
         raise UserError(f"--image {flags.image} cannot be read: {example.faults[0]}")
     embedding = example.embeddings.astype(np.float32)  # (1, D)
     embeddings = embedder.embed_captions(captions)  # (M, D)
-    (scores,), (rows,) = search(embeddings, embedding, flags.top_k)
+    (scores,), (rows,) = nearest(embeddings, embedding, flags.top_k)
     found = [(float(score), captions[row]) for score, row in zip(scores, rows, strict=True)]
 
     lines = [

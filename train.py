@@ -97,9 +97,10 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         phase.scaler.unscale_(phase.optimizer)
         norm = nn.utils.clip_grad_norm_(phase.weights, config.grad_clip)
 
+        phase.losses.append(loss.item())
         # Not finite: in fp16 the step is skipped, for that happens now and then; otherwise the run stops here and names
         # the photos. The scaler would skip the step itself, but not the clamp and the mean.
-        if run.note_step(step, phase, batch, (image_embeddings, text_embeddings), loss, norm):
+        if run.is_finite(step, phase, batch, (image_embeddings, text_embeddings), norm):
             phase.scaler.step(phase.optimizer)
             model.clamp_logit_scale()
             average.update(step)
@@ -170,35 +171,26 @@ class Phase:
 
 def make_phase(model, splits, config, frozen, epochs):
     """Return the `Phase` that trains for so many epochs what is not frozen: none, image, text or both towers."""
-    tower = model.text_encoder
-    size = model.config.image_size
     model.freeze(frozen)
     model.eval()
     train_known = precompute(model, splits["train"], config, frozen, "train")
     dev_known = precompute(model, splits["dev"], config, frozen, "dev")
 
-    pairs = CaptionDataset(
-        splits["train"],
-        config.data_dir,
-        tower.tokenizer,
-        train_transform(size, config.crop_scale, config.flip),
-        size,
-        tower.max_tokens,
-        config.seed,
-        train_known,
-    )
+    pairs = training_pairs(model, splits["train"], config, train_known)
     workers = config.workers
     if train_known.image_features is not None:
         workers = 0  # rows of a tensor need no processes to fetch them
     on_gpu = model.device.type == "cuda"
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
-    forward = model
+    # A batch that does not fit into memory is computed in parts, for the same gradient.
     micro_batch = config.micro_batch or pairs_that_fit(model, pairs.largest_batch, loader.batch_size)
+    forward = model
     if micro_batch < loader.batch_size:
         forward = MicroBatches(forward, micro_batch)
     if process_count() > 1:
         forward = DistributedDataParallel(forward)
+
     chance_loss = math.log(process_count() * loader.batch_size)
     return Phase(
         pairs=pairs,
@@ -216,13 +208,20 @@ def make_phase(model, splits, config, frozen, epochs):
     )
 
 
+def training_pairs(model, table, config, known):
+    """Return the `CaptionDataset` of the train split, as this model wants its photos and captions."""
+    size = model.config.image_size
+    transform = train_transform(size, config.crop_scale, config.flip)
+    tower = model.text_encoder
+    return CaptionDataset(
+        table, config.data_dir, tower.tokenizer, transform, size, tower.max_tokens, config.seed, known
+    )
+
+
 def parameter_groups(model, config):
     """Return AdamW's parameter groups: a peak learning rate for each tower and the heads; decay on matrices only."""
-    towers_learn = any(
-        parameter.requires_grad
-        for tower in (model.image_encoder, model.text_encoder)
-        for parameter in tower.parameters()
-    )
+    towers = nn.ModuleList([model.image_encoder, model.text_encoder])
+    towers_learn = any(parameter.requires_grad for parameter in towers.parameters())
     peak_lr = {
         "image_encoder": config.lr_image,
         "text_encoder": config.lr_text,
@@ -339,7 +338,8 @@ def measure_on_dev(model, phase, table, config):
 
 def main(config, why=""):
     device = start_process(config.device)  # under torchrun the processes meet here
-    choose_dtype(device, config.precision)  # what cannot be is refused before anything is read
+    # What this machine cannot do is refused before anything is read.
+    choose_dtype(device, config.precision)
     pairs_of_process(config.batch_size)
     config = replace(config, run_dir=from_first_process(config.run_dir))  # named after a clock that each has read
     print(why)

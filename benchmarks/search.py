@@ -23,7 +23,7 @@ import tyro
 
 from search.index import Index, read_index, write_index
 from search.near_duplicates import LOOK_WIDTH
-from search.nearest import search
+from search.nearest import nearest
 from support.errors import one_line_errors
 from support.process import start_process
 
@@ -59,7 +59,7 @@ def search_without_torch(embeddings, queries, top_k):
     """Search as a process does that has not imported torch."""
     with mock.patch.dict(sys.modules):
         del sys.modules["torch"]
-        return search(embeddings, queries, top_k)
+        return nearest(embeddings, queries, top_k)
 
 
 def milliseconds(ways, rounds):
@@ -79,7 +79,7 @@ def found_of_the_best(half, queries):
     for start in range(0, len(half), 50_000):
         parts.append(queries.astype(np.float64) @ half[start : start + 50_000].astype(np.float64).T)
     best = np.argsort(-np.concatenate(parts, axis=1), axis=1)[:, :TOP_K]
-    _, found = search(half, queries, TOP_K)
+    _, found = nearest(half, queries, TOP_K)
     return np.mean([len(set(a) & set(b)) / TOP_K for a, b in zip(best, found, strict=True)])
 
 
@@ -99,7 +99,7 @@ def main(flags):
         ways = {}
         for title, queries in (("one prompt", asked[:1]), (f"{flags.queries} prompts", asked)):
             ways[title, "float32"] = lambda queries=queries: plain(queries)
-            ways[title, "ours"] = lambda queries=queries: search(half, queries, TOP_K)
+            ways[title, "ours"] = lambda queries=queries: nearest(half, queries, TOP_K)
             ways[title, "ours, without torch"] = lambda queries=queries: search_without_torch(half, queries, TOP_K)
         times = milliseconds(ways, flags.rounds)
         same = found_of_the_best(half, asked[:8])

@@ -7,7 +7,7 @@ import numpy as np
 BLOCK = 8192  # rows looked at together: few enough to stay in the processor's cache
 
 
-def search(embeddings, queries, top_k):
+def nearest(embeddings, queries, top_k):
     """Return the scores (Q, K) and row numbers (Q, K) of the best rows for each query, best first; K <= top_k.
 
     embeddings: (N, D) float16, unit length, in memory or mapped from disk; queries: (Q, D) float32, unit length.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from search.index import Entry, Index
-from search.nearest import search
+from search.nearest import nearest
 from support.files import model_stamps, name_below, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
@@ -128,5 +128,5 @@ def usual_score(embeddings, embedder):
     """
     if not len(embeddings):
         return None
-    best_scores, _ = search(embeddings, embedder.everyday_embeddings, 1)  # (Q, 1)
+    best_scores, _ = nearest(embeddings, embedder.everyday_embeddings, 1)  # (Q, 1)
     return float(np.sort(best_scores[:, 0])[EXCEPTIONS])

@@ -150,13 +150,12 @@ class Run:
                 yield number, batch.to(phase.device)
             bar.set_postfix(loss=f"{phase.losses[-1]:.3f}", refresh=False)
 
-    def note_step(self, step, phase, batch, embeddings, loss, norm):
-        """Note the loss of a step; returns whether it and the norm of its gradient are finite.
+    def is_finite(self, step, phase, batch, embeddings, norm):
+        """Return whether the loss of a step and the norm of its gradient are finite.
 
-        fp16 overflows now and then: then the step is skipped, and the scaler halves its scale. Where there is no scale
-        to halve this raises UserError, which names the photos.
+        fp16 overflows now and then: then the step counts as skipped, and the scaler halves its scale. Where there is no
+        scale to halve this raises UserError, which names the photos.
         """
-        phase.losses.append(loss.item())
         if math.isfinite(phase.losses[-1]) and math.isfinite(norm):
             return True
         if phase.scaler.is_enabled() and phase.scaler.get_scale() > 1:

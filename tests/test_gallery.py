@@ -25,7 +25,7 @@ from search.explain import heat_map
 from search.export import export_onnx
 from search.index import Entry, Index, read_index, write_index
 from search.kept_text_tower import text_tower_folder
-from search.nearest import BLOCK, search
+from search.nearest import BLOCK, nearest
 from search.onnx_text import PromptEncoder
 from support import images
 from support.errors import UserError
@@ -53,7 +53,7 @@ def with_or_without_torch(request, monkeypatch):
 @pytest.mark.parametrize("queries", [1, 3, 20])
 def test_search_finds_what_a_full_comparison_in_double_precision_finds(with_or_without_torch, queries):
     rows, asked = unit_rows(40_000, 64).astype(np.float16), unit_rows(queries, 64, seed=1)
-    scores, found = search(rows, asked, 7)
+    scores, found = nearest(rows, asked, 7)
     exact = asked.astype(np.float64) @ rows.astype(np.float64).T
     expected = np.sort(exact, axis=1)[:, ::-1][:, :7]
     assert scores.shape == found.shape == (queries, 7)
@@ -66,16 +66,16 @@ def test_search_is_exact_among_rows_that_half_precision_cannot_tell_apart(with_o
     query = unit_rows(1, 256)
     rows = (query + 0.004 * unit_rows(5_000, 256, seed=2)).astype(np.float16)
     exact = rows.astype(np.float64) @ query[0].astype(np.float64)
-    scores, found = search(rows, query, 9)
+    scores, found = nearest(rows, query, 9)
     assert len(np.unique(rows @ query[0].astype(np.float16))) < 10  # what half precision sees
     assert np.abs(scores[0] - np.sort(exact)[::-1][:9]).max() < 1e-6
 
 
 def test_search_gives_the_same_with_and_without_torch(monkeypatch):
     rows, asked = unit_rows(20_000, 64).astype(np.float16), unit_rows(3, 64, seed=1)
-    scores, found = search(rows, asked, 1100)
+    scores, found = nearest(rows, asked, 1100)
     monkeypatch.delitem(sys.modules, "torch")
-    again = search(rows, asked, 1100)
+    again = nearest(rows, asked, 1100)
     assert np.abs(scores - again[0]).max() < 1e-6
     exact = asked.astype(np.float64) @ rows.astype(np.float64).T
     for one in (found, again[1]):  # where two rows differ by less than float32 shows, their order may differ
@@ -84,7 +84,7 @@ def test_search_gives_the_same_with_and_without_torch(monkeypatch):
 
 def test_equal_pictures_keep_their_order_and_few_are_all_returned():
     rows = np.repeat(unit_rows(1, 8), 4, axis=0).astype(np.float16)
-    scores, found = search(rows, rows[:1].astype(np.float32), 10)
+    scores, found = nearest(rows, rows[:1].astype(np.float32), 10)
     assert found.tolist() == [[0, 1, 2, 3]] and scores.shape == (1, 4)
 
 
@@ -93,7 +93,7 @@ def test_equal_pictures_keep_their_order_over_the_whole_gallery(with_or_without_
     rows[:, 1] = 1
     best = [7, BLOCK - 1, BLOCK, 2 * BLOCK + 1, 3 * BLOCK + 4]
     rows[best] = [1, 0, 0, 0]
-    scores, found = search(rows, np.array([[1, 0, 0, 0]], np.float32), 7)
+    scores, found = nearest(rows, np.array([[1, 0, 0, 0]], np.float32), 7)
     assert found.tolist() == [[*best, 0, 1]] and scores.tolist() == [[1, 1, 1, 1, 1, 0, 0]]
 
 
@@ -105,7 +105,7 @@ def test_rows_that_hold_no_numbers_are_found_after_all_others(with_or_without_to
     rows[5] = np.inf
     rows[BLOCK + 1] = -np.inf
     rows[BLOCK + 2] = [1, 0]
-    scores, found = search(rows, np.array([[1, 0]], np.float32), len(rows))
+    scores, found = nearest(rows, np.array([[1, 0]], np.float32), len(rows))
     assert found[0, 0] == BLOCK + 2 and found[0, -3:].tolist() == [3, 5, BLOCK + 1]
     assert scores[0, -3:].tolist() == [-1, -1, -1] and np.isfinite(scores).all()
 
