@@ -1,11 +1,13 @@
-"""The wait for an answer: `inference.py --query` as a whole process, against the ancestors' way.
+"""The wait for an answer: `inference.py --query` as a whole process, with the picture that it draws and without.
 
-    python benchmarks/cold_query.py --image-encoder resnet50 --photos DIR
+    python benchmarks/cold_query.py --other ../an-older-checkout
+    python benchmarks/cold_query.py --image-encoder resnet50 --photos DIR --counts 120
 
-The ancestors' query loads both towers, embeds all photos of the gallery again, and ranks. (They do so five times over,
-once for each caption of a photo; here each photo counts once.) Ours finds the index and the text tower that an earlier
-query has left. Both have random weights, so that nothing is downloaded: the time is the same. The two take turns, each
-in a process of its own; the picture of the result is left out of both.
+Galleries of any size are made of links to the photos. Ours finds the index and the text tower that an earlier query has
+left; so does another checkout of this repository, where one is named. The ancestors' query loads both towers, embeds
+all photos of the gallery again, ranks them and draws nine, so it is asked of small galleries only. (They embed each
+photo five times over, once for each caption; here it counts once.) All have random weights, so that nothing is
+downloaded: the time is the same. They take turns, each in a process of its own.
 """
 
 import os
@@ -32,13 +34,16 @@ class ColdConfig:
     """Time the answer to a prompt."""
 
     photos: Path = Path("data/sample/Images")  # folder of pictures
-    count: int = 200  # pictures of it to use
-    image_encoder: str = "resnet50"  # any timm name
+    counts: tuple[int, ...] = (120, 7_000, 100_000)  # pictures in a gallery
+    image_encoder: str = "test_resnet"  # any timm name
+    text_layers: int = 6  # of the DistilBERT
+    other: Path | None = None  # another checkout of this repository, to be compared with
     rounds: int = 5  # answers of each way, after one that warms up
+    ancestors_up_to: int = 200  # pictures; the ancestors embed them all every time
     ancestors: Path | None = None  # the model directory: answer as the ancestors do, in this process
 
 
-def write_model(folder, image_encoder):
+def write_model(folder, image_encoder, text_layers):
     """Write a model directory: an image tower and a DistilBERT, with random weights and a small vocabulary."""
     from transformers import DistilBertConfig
 
@@ -47,8 +52,10 @@ def write_model(folder, image_encoder):
 
     with tempfile.TemporaryDirectory() as tower:
         train_tokenizer(["people sitting near the beach", "a dog running through water"], 512).save_pretrained(tower)
-        DistilBertConfig().save_pretrained(tower)
-        config = replace(PRESETS["flickr8k"], pretrained=False, image_encoder=image_encoder, text_encoder=tower)
+        DistilBertConfig(n_layers=text_layers).save_pretrained(tower)
+        size = PRESETS["sample"].image_size if image_encoder == "test_resnet" else None
+        config = replace(PRESETS["flickr8k"], pretrained=False, image_encoder=image_encoder, text_encoder=tower,
+                         image_size=size)
         CLIP.from_config(config).save_pretrained(folder)
 
 
@@ -66,50 +73,84 @@ def ancestors_answer(flags):
     model = CLIP.from_pretrained(flags.ancestors)
     tower = model.text_encoder
     model.image_encoder.to(memory_format=torch.contiguous_format)
-    files = picture_files(flags.photos)[: flags.count]
+    files = picture_files(flags.photos)
     with torch.no_grad():
         images = torch.cat([model.image_head(model.image_encoder.backbone(pixels))
                             for pixels in DataLoader(AncestorFiles(files, model.config.image_size), 32)])
         prompt = pad(tokenize(tower.tokenizer, ["people near the beach"], 200), tower.pad_id)
         texts = model.text_head(tower(*prompt))
         scores = F.normalize(texts, dim=-1) @ F.normalize(images, dim=-1).T
-    for row in scores[0].topk(9).indices.tolist():
-        print(files[row])
+    best = [files[row] for row in scores[0].topk(9).indices.tolist()]
+    print(*best, sep="\n")
+    draw_nine(best)
+
+
+def draw_nine(files):
+    """Draw nine pictures as the ancestors do."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    _, axes = plt.subplots(3, 3, figsize=(10, 10))
+    for file, ax in zip(files, axes.flatten(), strict=True):
+        ax.imshow(Image.open(file))
+        ax.axis("off")
+    plt.savefig("matches.png")
+
+
+def gallery_of(files, count, folder):
+    """Make a folder of so many links to some files, over and over."""
+    folder.mkdir()
+    for number in range(count):
+        file = files[number % len(files)]
+        (folder / f"{number:06}{file.suffix}").symlink_to(file.resolve())
+    return folder
+
+
+def commands(flags, files, count, model, folder):
+    """Return {way: its command} for a gallery of so many pictures; each way has a gallery of its own."""
+    repositories = {"ours": ROOT}
+    if flags.other:
+        repositories["the other"] = flags.other.resolve()
+    found = {}
+    for way, repository in repositories.items():
+        pictures = gallery_of(files, count, folder / f"{way} {count}")
+        ask = [str(repository / "inference.py"), "--query", "people near the beach", "--gallery", str(pictures),
+               "--checkpoint", str(model), "--device", "cpu"]
+        found[f"{way}, with its picture"] = ask
+        found[f"{way}, without"] = [*ask, "--no-picture"]
+    if count <= flags.ancestors_up_to:
+        pictures = gallery_of(files, count, folder / f"ancestors {count}")
+        found["ancestors"] = [__file__, "--ancestors", str(model), "--photos", str(pictures)]
+    return found
 
 
 def main(flags):
     if flags.ancestors:
         return ancestors_answer(flags)
-    import torch
-
     from support.images import picture_files
 
-    files = picture_files(flags.photos)[: flags.count]
+    files = picture_files(flags.photos)
     if not files:
         raise UserError(f"--photos {flags.photos} holds no pictures: python data/sample_scenes.py draws some")
+    print(f"{flags.image_encoder} and DistilBERT, {flags.rounds} rounds, {os.cpu_count()} cores; the first answer of "
+          "ours embeds the gallery\n")
+    print("| pictures | way | seconds to the answer (median, range) | the first one |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        model, pictures = Path(folder) / "model", Path(folder) / "pictures"
-        write_model(model, flags.image_encoder)
-        pictures.mkdir()
-        for number, file in enumerate(files):
-            (pictures / f"{number:06}{file.suffix}").symlink_to(file.resolve())
-        ours = [str(ROOT / "inference.py"), "--query", "people near the beach", "--gallery", str(pictures),
-                "--checkpoint", str(model), "--json", "--no-picture", "--device", "cpu"]
-        theirs = [__file__, "--ancestors", str(model), "--photos", str(pictures), "--count", str(flags.count)]
-        environment = {**os.environ, "XDG_CACHE_HOME": folder}
-        seconds = {"ancestors": [], "ours": []}
-        for _ in range(1 + flags.rounds):
-            for way, command in (("ancestors", theirs), ("ours", ours)):
-                start = time.perf_counter()
-                subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment)
-                seconds[way].append(time.perf_counter() - start)
-    print(f"{len(files):,} pictures, {flags.image_encoder} and DistilBERT, {flags.rounds} rounds, torch "
-          f"{torch.__version__}, {os.cpu_count()} cores; the first query of ours, which embeds and keeps: "
-          f"{seconds['ours'][0]:.1f} s\n\n| way | seconds to the answer (median, range) | x ancestors |\n|---|---|---|")
-    medians = {way: statistics.median(values[1:]) for way, values in seconds.items()}
-    for way, values in seconds.items():
-        print(f"| {way} | {medians[way]:.2f} ({min(values[1:]):.2f} to {max(values[1:]):.2f}) "
-              f"| {medians['ancestors'] / medians[way]:.1f} |")
+        folder = Path(folder)
+        write_model(folder / "model", flags.image_encoder, flags.text_layers)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+        for count in flags.counts:
+            ways = commands(flags, files, count, folder / "model", folder)
+            seconds = {way: [] for way in ways}
+            for _ in range(1 + flags.rounds):
+                for way, command in ways.items():
+                    start = time.perf_counter()
+                    subprocess.run([sys.executable, *command], check=True, capture_output=True, env=environment,
+                                   cwd=folder)
+                    seconds[way].append(time.perf_counter() - start)
+            for way, (first, *values) in seconds.items():
+                print(f"| {count:,} | {way} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) "
+                      f"| {first:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,17 @@ import time
 import torch
 from conftest import ROOT, run_script
 
-from benchmarks import busy_machine, contrastive_loss, decoding, frozen_epoch, gallery, gpu, training_step
+from benchmarks import (
+    busy_machine,
+    cold_query,
+    contrastive_loss,
+    decoding,
+    frozen_epoch,
+    gallery,
+    gpu,
+    peers,
+    training_step,
+)
 from benchmarks.seed_recipe import seed_loss
 from dataset import Precomputed, load_splits
 from models import CLIP
@@ -64,6 +74,20 @@ def test_commands_are_timed_beside_busy_programs(sample_dir, capsys, monkeypatch
     rows = [line.split("|")[2:6] for line in capsys.readouterr().out.splitlines() if "busy programs" in line]
     assert [row[0].strip() for row in rows] == ["this checkout", "the other"]
     assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])
+
+
+def test_answers_are_timed_with_and_without_their_picture(sample_dir, capsys):
+    cold_query.main(cold_query.ColdConfig(sample_dir / "Images", counts=(12,), text_layers=1, rounds=1))
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| 12 ")]
+    assert [row[1].strip() for row in rows] == ["ours, with its picture", "ours, without", "ancestors"]
+    assert all(float(row[2].split()[0]) > 0 for row in rows)
+
+
+def test_our_row_beside_the_peers_is_measured(sample_dir, tmp_path):
+    peers.write_text_tower(tmp_path, ["A dog runs through the water .", "Two people sit near the beach ."], layers=1)
+    flags = peers.PeersConfig(sample_dir, batch_size=4, steps=1, photos=8, image_encoder="test_resnet")
+    figures = peers.run(flags, "ours", tmp_path)
+    assert set(figures) == set(peers.FIGURES) and all(value > 0 for value in figures.values())
 
 
 def test_the_benchmarks_of_speed_run(sample_dir, capsys):
