@@ -139,7 +139,7 @@ def connect(page, parts):
     forgotten = parts.forget.click(lambda: no_example, None, emptied)
     forgotten.success(page.answer, asked, answers, **options)
 
-    # a click on a result: where does it answer the question?
+    # A click on a result: where does it answer the question? ON_CLICK in the browser sends its row.
     def explain(question, click: gr.EventData):
         return page.explain(question, getattr(click, "row", None))
 
@@ -161,7 +161,7 @@ def main(flags):
             file=sys.stderr,
         )
     with waiting_page(listener, flags.host) as tell:
-        page = Page(open_gallery(flags, checkpoint, tell))
+        page = Page(open_gallery(checkpoint, flags, tell))
         app = as_application(page)
         tell("loading the model")
         page.warm()
@@ -170,7 +170,7 @@ def main(flags):
     server(app, flags.host).run([listener])
 
 
-def open_gallery(flags, checkpoint, tell):
+def open_gallery(checkpoint, flags, tell):
     """Return the gallery, embedded and ready for prompts; tells what it is doing."""
     gallery = Gallery(
         flags.gallery,

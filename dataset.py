@@ -89,7 +89,7 @@ def split_images(data_dir, images, split_seed=0):
             splits[split] = [name for name in images if split_of_shard(name) == split]
         return splits
 
-    if has_split_lists(data_dir):
+    if names_its_splits(data_dir):
         for split, file in SPLIT_FILES.items():
             path = Path(data_dir) / file
             if path.is_file():
@@ -105,7 +105,7 @@ def split_images(data_dir, images, split_seed=0):
     return {"train": order[2 * tenth :], "dev": order[:tenth], "test": order[tenth : 2 * tenth]}
 
 
-def has_split_lists(data_dir):
+def names_its_splits(data_dir):
     """Return whether a dataset says itself which photos are in which split."""
     if is_sharded(data_dir):
         return True
@@ -354,8 +354,8 @@ class CaptionDataset(Dataset):
     def item(self, photo_row, content=None):
         """Return the `Item` of a photo in this epoch. `content` is its bytes, where they stream by in a shard."""
         caption_draw, crop_draw = epoch_draws(self.seed, self.epoch, len(self))[photo_row]
-        caption_rows = self.captions_of[photo_row]
-        caption_row = caption_rows[caption_draw % len(caption_rows)]
+        rows_of_captions = self.captions_of[photo_row]
+        caption_row = rows_of_captions[caption_draw % len(rows_of_captions)]
 
         if self.known.image_features is not None:
             image = self.known.image_features[photo_row]
@@ -419,8 +419,8 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
         stream = ShardStream(pairs, batch_size, workers, epoch_shards)
         return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
-    batch_size = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
-    return DataLoader(pairs, batch_size, sampler=order, num_workers=workers, **options)
+    pairs_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
+    return DataLoader(pairs, pairs_at_once, sampler=order, num_workers=workers, **options)
 
 
 def pairs_of_process(batch_size):

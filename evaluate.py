@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from dataset import NOTHING_KNOWN, has_split_lists, image_loader, image_path, paths_of, split_table
+from dataset import NOTHING_KNOWN, image_loader, image_path, names_its_splits, paths_of, split_table
 from models import CLIP, embed_images, embed_texts
 from support.captions import read_text
 from support.find_run import checkpoint_dir
@@ -141,21 +141,23 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
     if not readable:
         raise UserError(f"none of the {len(paths):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
 
-    # A photo that cannot be read is left out with its captions; the others move up.
+    # A photo that cannot be read is left out with its captions, and the others move up: of three photos of which the
+    # second is damaged, the third has row 1.
     row_of_path = {paths[place]: row for row, place in enumerate(readable)}
-    rows = [row_of_path.get(image_path(data_dir, name), -1) for name in table["image"]]
-    captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row >= 0]
-    rows = torch.tensor(rows)
+    unreadable = -1
+    rows = [row_of_path.get(image_path(data_dir, name), unreadable) for name in table["image"]]
+    captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row != unreadable]
+    rows = torch.tensor(rows)  # a caption each
     if known.text_features is None:
         text_embeddings = embed_texts(model, captions, batch_size)
     else:
-        text_embeddings = project(model, model.project_text, known.text_features[rows >= 0])
+        text_embeddings = project(model, model.project_text, known.text_features[rows != unreadable])
     return EmbeddedSplit(
         files=[paths[place] for place in readable],
         captions=captions,
         image_embeddings=image_embeddings,
         text_embeddings=text_embeddings,
-        image_of_text=rows[rows >= 0],
+        image_of_text=rows[rows != unreadable],
         faults={paths[place]: error for place, error in faults.items()},
     )
 
@@ -219,7 +221,7 @@ def compare(first, second):
     ranks_b = retrieval_ranks(second.image_embeddings, second.text_embeddings, second.image_of_text)
     photos = [first.image_of_text, first.image_of_text.unique()]  # of each query, caption or image
     figures = {}
-    for place, direction in enumerate(DIRECTIONS):
+    for place, direction in enumerate(DIRECTIONS):  # in the order in which `retrieval_ranks` returns them
         figures[direction] = {}
         for k in (1, 5, 10):
             hits_a = (ranks_a[place] <= k).numpy()
@@ -412,7 +414,7 @@ def measure_recall(flags, device):
     named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
     print(f"{named} on the {flags.split} split of {data_dir} ({device})")
     split_seeds = {model.config.split_seed for model in models}
-    if len(split_seeds) > 1 and not has_split_lists(data_dir):
+    if len(split_seeds) > 1 and not names_its_splits(data_dir):
         raise UserError(
             "the two were trained with different --split-seed, so one has seen photos of this split: "
             f"write split lists in {data_dir}, and train both on them"

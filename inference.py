@@ -202,6 +202,7 @@ class Answer(NamedTuple):
 def find_pictures(gallery, flags):
     """Answer which pictures fit prompts, or an example picture, best."""
     prompts = [*flags.query, *flags.plus]
+    # By `CLIP.encode_text`, or by the same tower kept as an ONNX file, which is there at once; the mean of several.
     embedding = gallery.embedder.query_embedding(prompts, flags.image, flags.minus)  # (D,)
     found = gallery.rank(embedding, flags.top_k, flags.fold)
     matches = matches_from(flags.threshold, found)
@@ -347,6 +348,7 @@ def main(flags):
         print("\n".join(answer.lines))
         if flags.json:
             print(json.dumps(answer.for_programs), file=standard_output, flush=True)
+        # only now the picture, or the table: the answer is not to wait for it
         write_output(answer, flags)
         if flags.query or flags.labels:
             make_next_prompt_fast(embedder)

@@ -81,7 +81,7 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
     average.follow(model)  # finds which weights move; `update` below moves the mean after them
     # As `for step, batch in enumerate(phase.loader)`, but steps count from the start of the phase, a run that stopped
-    # within an epoch goes on there, and batches come on the model's device.
+    # within an epoch goes on there (after as many steps as there are losses), and batches come on the model's device.
     for step, batch in run.steps(phase, epoch):
         phase.set_learning_rates(step)  # linear warm-up, then a cosine to 0
 
@@ -130,7 +130,7 @@ class Phase:
     chance_loss: float | None  # the loss of a model that knows nothing, ln B; None for the sigmoid loss
     dev_known: Precomputed  # decoded photos, or features of frozen towers, of dev
 
-    # of the epoch under way, kept when it is interrupted
+    # Of the epoch under way, kept when it is interrupted: where a resumed one goes on, and so empty when one begins.
     losses: list = field(default_factory=list)  # a step each
     skipped_steps: int = 0
 
@@ -170,7 +170,7 @@ class Phase:
 
 
 def make_phase(model, splits, config, frozen, epochs):
-    """Return the `Phase` that trains for so many epochs what is not frozen: none, image, text or both towers."""
+    """Return the `Phase` that trains the model for so many epochs. frozen: none, image, text or both towers."""
     model.freeze(frozen)
     model.eval()
     train_known = precompute(model, splits["train"], config, frozen, "train")
@@ -349,18 +349,19 @@ def main(config, why=""):
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
-        else:
+        else:  # the running mean that last/ holds as a model; what has trained is put back by `run.begin` below
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
         model.to(device, memory_format=torch.channels_last)
         average = RunningMean(model, config.averaging)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
-        # features that the towers make once. All of its epochs become one row of metrics.jsonl, that of epoch 0.
+        # features that the towers make once. The last of these epochs is row 0 of metrics.jsonl.
         heads_row = None
         if run.is_new and heads_learn_first(config):
             start = time.perf_counter()
-            heads = make_phase(model, splits, replace(config, cache=True), "both", config.heads_first)
+            keep_features = replace(config, cache=True)  # also with --no-cache: here are thirty epochs
+            heads = make_phase(model, splits, keep_features, "both", config.heads_first)
             print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
             start = time.perf_counter()
             for epoch in range(1, heads.epochs + 1):
@@ -377,7 +378,8 @@ def main(config, why=""):
         if heads_row:
             run.keep(heads_row)  # writes what an epoch leaves, and prints its line
         for epoch in run.epochs_to_come():
-            run.keep(train_and_measure(model, average, phase, run, epoch, splits, config))
+            row = train_and_measure(model, average, phase, run, epoch, splits, config)
+            run.keep(row)  # best/ if it is the best so far, always last/ and metrics.jsonl; prints its line
 
         finish(run, average, splits, config)
 
@@ -430,7 +432,10 @@ def finish(run, average, splits, config):
 
 
 def read_again(command):
-    """Return the `TrainCommand` of a run that goes on: its own settings, but for the flags that are given."""
+    """Return the `TrainCommand` of a run that goes on: its own settings, but for the flags that are given.
+
+    Which run that is stands on the command line, which is therefore read twice: now with its settings as defaults.
+    """
     run_dir = folder_to_resume(command.config.run_dir, command.named)
     saved = Config.load(run_dir / "last" / "config.json")
     return parse_train(saved=replace(saved, run_dir=run_dir, resume=True))
