@@ -44,8 +44,8 @@ class Config:
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
-    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all their weights; see image_depth
-    image_depth: float = 0.6  # part of a pretrained image tower's layers, from the output, that train
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all weights; none: see image_depth
+    image_depth: float = 0.6  # part of the layers of a pretrained image tower, counted from its output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
 
@@ -70,7 +70,7 @@ class Config:
     weight_decay: float = 0.01  # on matrices and kernels only, not on norms, biases or the logit scale
     warmup: float = 0.1  # part of all steps that the learning rates take to rise; cosine to 0 after that
     grad_clip: float = 1.0  # largest norm of the whole gradient
-    averaging: float = 0.97  # weights that are evaluated and kept: running mean with this much of the old; 0: the last
+    averaging: float = 0.97  # what each step keeps of the running mean of weights, which is evaluated; 0: none
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the hardware has it
 
     # the run
@@ -85,7 +85,8 @@ class Config:
         require(self, ["batch_size"], "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         tokens = "from 3, of which start and end token are two, to 4,096"
         require(self, ["max_tokens"], tokens, lambda v: 3 <= v <= 4096)
-        require(self, ["scratch_width"], "a multiple of 64, the width of a head", lambda v: v in range(64, 2**16, 64))
+        widths = range(64, 2**16, 64)
+        require(self, ["scratch_width"], "a multiple of 64, the width of an attention head", lambda v: v in widths)
         require(self, ["image_size"], "at least 32 and at most 2,048", lambda v: v is None or 32 <= v <= 2048)
         require(self, ["temperature"], "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
         parts = ["feature_dropout", "head_dropout", "warmup", "averaging"]
@@ -228,7 +229,7 @@ class InferenceConfig:
 
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what to look for, in words; several count alike
     image: Path | None = None  # what to look for, by example
-    plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show
+    plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show; the same as another --query
     minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what it should not show
     threshold: float | None = None  # only pictures that score as much or more
     labels: str | None = None  # instead: which of these nouns fits each picture, such as "beach,forest,street"
@@ -318,7 +319,7 @@ class TrainCommand(NamedTuple):
     """What the command line of `train.py` says."""
 
     config: Config
-    why: str  # this preset, or this run: the first line that a run prints
+    first_line: str  # which preset and why, or which run goes on; printed first
     named: str | None  # the preset, where the command line names one
 
 
@@ -333,20 +334,20 @@ def parse_train(argv=None, saved=None):
         if named is not None and named not in PRESETS:
             raise UserError(f"there is no preset {named!r}: choose one of {', '.join(PRESETS)}")
         preset = named or ("flickr8k" if PRESETS["flickr8k"].data_dir.is_dir() else "sample")
-        why = f"preset {preset}"
+        first_line = f"preset {preset}"
         if not named:
-            why += f", because {WHY_PRESET[preset]}"
+            first_line += f", because {WHY_PRESET[preset]}"
         config = tyro.cli(
             Config,
             args=argv,
             default=saved or PRESETS[preset],
             prog=f"train.py [{'|'.join(PRESETS)}]",
-            description=f"Train CLIP on pictures and captions. Shown: {why}.",
+            description=f"Train CLIP on pictures and captions. Shown: {first_line}.",
         )
         if saved:
             config = replace(config, preset=named or saved.preset)
             changes = saved.differences(config).values()
-            why = f"resuming {config.run_dir}" + (f" with {', '.join(changes)}" if changes else "")
+            first_line = f"resuming {config.run_dir}" + (f" with {', '.join(changes)}" if changes else "")
         elif config.run_dir is None and not config.resume:
             config = replace(config, run_dir=Path(f"runs/{preset}-{time.strftime('%Y%m%d-%H%M%S')}"))
-        return TrainCommand(config, why, named)
+        return TrainCommand(config, first_line, named)

@@ -140,7 +140,7 @@ def split_table(data_dir, split, split_seed=0):
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
 
 
-def load_sound_splits(data_dir, split_seed=0, open_train_photos=True):
+def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
     """Return the tables of `load_splits` without photos that are missing or unreadable, and lines that report on it.
 
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
@@ -162,7 +162,10 @@ def load_sound_splits(data_dir, split_seed=0, open_train_photos=True):
 
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
-    """Look at every list, and into every photo that is in a split, once; returns a `DataReport`."""
+    """Look at every list, and into every photo that is in a split, once; returns a `DataReport`.
+
+    Of the lists as they are written, with the photos that are missing or listed twice: `load_splits` leaves them out.
+    """
     captioned = set(read_captions(data_dir)["image"])
     there = {name for name in captioned if exists(image_path(data_dir, name))}
     splits = split_images(data_dir, there, split_seed)
@@ -291,11 +294,11 @@ class Batch(NamedTuple):
         """Return the batch on a device."""
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
 
-    def split(self, pairs):
+    def in_parts(self, pair_count):
         """Return the batch in parts of so many pairs, the last one of fewer."""
         parts = []
-        for start in range(0, len(self.photo_rows), pairs):
-            rows = slice(start, start + pairs)
+        for start in range(0, len(self.photo_rows), pair_count):
+            rows = slice(start, start + pair_count)
             parts.append(Batch(*(None if part is None else part[rows] for part in self)))
         return parts
 
@@ -370,7 +373,7 @@ class CaptionDataset(Dataset):
             text = self.token_ids[caption_row]
         return Item(photo_row, image, text)
 
-    def largest_batch(self, pairs):
+    def largest_batch(self, pair_count):
         """Return a `Batch` of so many pairs that takes as much memory as any: blank photos, the longest caption."""
         image = np.zeros((self.photos.size, self.photos.size, 3), np.uint8)
         text = max(self.token_ids, key=len)
@@ -378,7 +381,7 @@ class CaptionDataset(Dataset):
             image = self.known.image_features[0]
         if self.known.text_features is not None:
             text = self.known.text_features[0]
-        return self.collate([Item(0, image, text)] * pairs)
+        return self.collate([Item(0, image, text)] * pair_count)
 
     def collate(self, items):
         """Stack items into a `Batch`."""
@@ -404,7 +407,7 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     of them an epoch, unless their features are known.
     """
     processes = process_count()
-    pairs_of_process(batch_size)
+    refuse_unequal_shares(batch_size)
     if len(pairs) < processes:
         raise UserError(f"{len(pairs)} training photos are too few for {processes} processes")
 
@@ -423,14 +426,13 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     return DataLoader(pairs, pairs_at_once, sampler=order, num_workers=workers, **options)
 
 
-def pairs_of_process(batch_size):
-    """Return how many pairs of a batch each process has; raises UserError where they cannot share it alike."""
+def refuse_unequal_shares(batch_size):
+    """Raise UserError where the processes cannot share a batch alike."""
     processes = process_count()
     if batch_size % processes:
         raise UserError(
             f"--batch-size {batch_size} is shared by {processes} processes: give a multiple of {processes}"
         )
-    return batch_size // processes
 
 
 def start_epoch(loader, epoch):

@@ -47,8 +47,8 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
     caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
     Raises ValueError for shapes or rows that do not fit.
     """
-    ranks_of_images, ranks_of_captions = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
-    return recall_summary(ranks_of_images), recall_summary(ranks_of_captions)
+    text_to_image_ranks, image_to_text_ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    return recall_summary(text_to_image_ranks), recall_summary(image_to_text_ranks)
 
 
 def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
@@ -65,23 +65,23 @@ def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
     if len(text_embeddings) == 0:
         raise ValueError("there are no captions to measure with")
     captioned = image_of_text.unique()
-    ranks_of_images = ranks_of(text_embeddings, image_embeddings, image_of_text, images)
-    ranks_of_captions = ranks_of(image_embeddings[captioned], text_embeddings, captioned, image_of_text)
-    return ranks_of_images, ranks_of_captions
+    text_to_image_ranks = ranks_of(text_embeddings, image_embeddings, image_of_text, images)
+    image_to_text_ranks = ranks_of(image_embeddings[captioned], text_embeddings, captioned, image_of_text)
+    return text_to_image_ranks, image_to_text_ranks
 
 
-def ranks_of(query_embeddings, gallery_embeddings, photo_of_query, photo_of_item, chunk=1024):
+def ranks_of(query_embeddings, gallery_embeddings, image_of_query, image_of_item, chunk=1024):
     """Return the rank (Q,) of each query's best match in the gallery, 1 is best.
 
     query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both belong
-    to one photo, photo_of_query (Q,) and photo_of_item (N,). The rank counts the items of *other* photos that score at
+    to one photo, image_of_query (Q,) and image_of_item (N,). The rank counts the items of *other* photos that score at
     least as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
     """
     ranks = [torch.empty(0, dtype=torch.long)]
     for start in range(0, len(query_embeddings), chunk):
         rows = slice(start, start + chunk)
         scores = query_embeddings[rows] @ gallery_embeddings.T  # (chunk, N)
-        is_match = photo_of_query[rows].unsqueeze(1) == photo_of_item.unsqueeze(0)  # (chunk, N)
+        is_match = image_of_query[rows].unsqueeze(1) == image_of_item.unsqueeze(0)  # (chunk, N)
         best = scores.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
         # "not below" rather than "at or above": a NaN must not win by comparing False with everything
         is_above = ~(scores < best) & ~is_match
@@ -123,6 +123,10 @@ class EmbeddedSplit:
     text_embeddings: torch.Tensor  # (M, D), unit length
     image_of_text: torch.Tensor  # (M,), the row of each caption's photo
     faults: dict  # {path: OSError} of the photos that could not be read; they are left out with their captions
+
+    def ranks(self):
+        """Return its `retrieval_ranks`: text to image, and image to text."""
+        return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text)
 
 
 def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING_KNOWN):
@@ -169,14 +173,12 @@ def project(model, head, features):
         return head(features.to(model.device)).cpu()
 
 
-def report_of(split):
+def report_of(embedded):
     """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`."""
-    text_to_image, image_to_text = retrieval_metrics(
-        split.image_embeddings, split.text_embeddings, split.image_of_text
-    )
+    text_to_image, image_to_text = map(recall_summary, embedded.ranks())
     return {
-        "images": len(split.files),
-        "captions": len(split.captions),
+        "images": len(embedded.files),
+        "captions": len(embedded.captions),
         "text_to_image": text_to_image,
         "image_to_text": image_to_text,
     }
@@ -188,15 +190,15 @@ def recall_table(report):
     return frame.rename(columns={"median_rank": "median rank"}).to_string(float_format="{:.1f}".format)
 
 
-def draw_pictures(split, folder, mark):
+def draw_charts(embedded, folder, mark):
     """Draw similarity-MARK.png and worst-MARK.png of an `EmbeddedSplit` into a folder."""
-    gap = modality_gap(split.image_embeddings, split.text_embeddings)
-    ranks_of_images, _ = retrieval_ranks(split.image_embeddings, split.text_embeddings, split.image_of_text)
-    drawn(folder / f"similarity-{mark}.png", draw_similarity, split, gap)
-    drawn(folder / f"worst-{mark}.png", draw_worst, split, ranks_of_images)
+    gap = modality_gap(embedded.image_embeddings, embedded.text_embeddings)
+    text_to_image_ranks, _ = embedded.ranks()
+    try_to_draw(folder / f"similarity-{mark}.png", draw_similarity, embedded, gap)
+    try_to_draw(folder / f"worst-{mark}.png", draw_worst, embedded, text_to_image_ranks)
 
 
-def drawn(path, draw, *arguments):
+def try_to_draw(path, draw, *arguments):
     """Draw one picture and say so; the figures matter more, so a picture that cannot be drawn is only reported."""
     try:
         if is_first_process():  # several processes may have shared the work
@@ -217,8 +219,8 @@ def compare(first, second):
     """
     if first.files != second.files or first.captions != second.captions:
         raise UserError("the two checkpoints could not read the same photos: mend the photos listed above")
-    ranks_a = retrieval_ranks(first.image_embeddings, first.text_embeddings, first.image_of_text)
-    ranks_b = retrieval_ranks(second.image_embeddings, second.text_embeddings, second.image_of_text)
+    ranks_a = first.ranks()
+    ranks_b = second.ranks()
     photos = [first.image_of_text, first.image_of_text.unique()]  # of each query, caption or image
     figures = {}
     for place, direction in enumerate(DIRECTIONS):  # in the order in which `retrieval_ranks` returns them
@@ -309,7 +311,10 @@ def embed_classes(model, root, files, encode, batch_size, workers):
 
 
 def zero_shot_scores(model, images, names, templates):
-    """Return (N, K) scores of image embeddings (N, D) for K classes that are only named (Radford et al. 2021, 3.1)."""
+    """Return (N, K) scores of image embeddings (N, D) for K classes that are only named (Radford et al. 2021, 3.1).
+
+    A class is the mean of the embeddings of its prompts, a template each, such as "a photo of a {}."
+    """
     classes = class_embeddings(lambda prompts: embed_texts(model, prompts).numpy(), names, templates)  # (K, D)
     return images @ torch.from_numpy(classes).T
 
@@ -394,7 +399,7 @@ def read_templates(path):
 def main(flags):
     if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
-    device = start_process(flags.device)
+    device = start_process(flags.device)  # under torchrun the processes meet here; only the first one prints
     if flags.zero_shot or flags.linear_probe:
         result = classify(flags, device)
     else:
@@ -420,18 +425,18 @@ def measure_recall(flags, device):
             f"write split lists in {data_dir}, and train both on them"
         )
 
-    splits = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
-    for error in splits[0].faults.values():
+    embedded = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
+    for error in embedded[0].faults.values():
         print(f"left out with its captions: {error}")
-    report = report_of(splits[0])
+    report = report_of(embedded[0])
     print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
     if flags.compare:
-        figures = compare(*splits)
+        figures = compare(*embedded)
         print(comparison_table(figures, report["images"]))
         return {"split": flags.split, "A": str(directories[0]), "B": str(directories[1]), **figures}
     print(recall_table(report))
     mark = f"{flags.split}-last" if directories[0].name == "last" else flags.split
-    draw_pictures(splits[0], folder_of_pictures(directories[0]), mark)
+    draw_charts(embedded[0], folder_of_pictures(directories[0]), mark)
     return {"split": flags.split, **report}
 
 
@@ -467,7 +472,7 @@ def classify(flags, device):
     print(f"top-1 {report['top_1']:.1f} %{top_5}")
     confusion = torch.zeros(len(names), len(names), dtype=torch.long)  # row = class, column = guess
     confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
-    drawn(folder_of_pictures(directory) / f"confusion-{kind}.png", draw_confusion, confusion, names)
+    try_to_draw(folder_of_pictures(directory) / f"confusion-{kind}.png", draw_confusion, confusion, names)
     return {"folder": str(root), "pictures": len(labels), **report}
 
 

@@ -110,7 +110,9 @@ class Gallery:
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
         self.embeddings = index.embeddings  # (N, D)
         self.looks = index.looks  # (N, 192), by which near-duplicates are told
-        self.usual_score = index.usual  # of the best picture for an everyday prompt
+        # What the best picture scores for everyday prompts, such as "a dog runs through the grass": the third lowest of
+        # 32 such scores. A prompt that stays below it asks for something that is likely not here.
+        self.usual_score = index.usual
         self.files = []
         self.skipped = {}
         for name, _, reason in index.files:
@@ -128,8 +130,33 @@ class Gallery:
         keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
-        embedding = self.embedder.query_embedding(query, image, minus)  # (D,)
+        embedding = self.query_embedding(query, image, minus)  # (D,)
         return matches_from(threshold, self.rank(embedding, top_k, fold))
+
+    def query_embedding(self, query=(), image=None, minus=()):
+        """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
+
+        The mean of the embeddings of all that is wanted: prompts and a picture lie in one space.
+        """
+        prompts = [query] if isinstance(query, str) else list(query)
+        minus = [minus] if isinstance(minus, str) else list(minus)
+        if not prompts and image is None:
+            raise UserError("say what to look for: a prompt, or an example picture")
+
+        wanted = []
+        if prompts:
+            # Prompt -> token ids -> text tower -> head, as in `CLIP.encode_text`. Mostly the tower is kept as an ONNX
+            # file, which is there at once, while torch takes seconds to import.
+            wanted.append(self.embedder.embed_prompts(prompts))  # (Q, D)
+        if image is not None:
+            example = self.embedder.embed_files([image])
+            if example.faults:
+                raise UserError(f"the example picture cannot be read: {example.faults[0]}")
+            wanted.append(example.embeddings.astype(np.float32))  # (1, D)
+        embedding = np.concatenate(wanted).mean(axis=0)  # (D,)
+        if minus:  # by half: all texts are a little alike, and that much is not meant
+            embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
+        return embedding / np.linalg.norm(embedding)
 
     def rank(self, embedding, top_k, fold=True):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
@@ -154,7 +181,7 @@ class Gallery:
 
         Raises UserError where the image tower can explain nothing, and OSError where the picture cannot be read.
         """
-        return self.embedder.explain(file, self.embedder.query_embedding(query, image, minus))
+        return self.embedder.explain(file, self.query_embedding(query, image, minus))
 
     def nothing_fits(self, matches):
         """Return a remark if the best match for a prompt scores less than everyday prompts reach here, else None."""
@@ -202,8 +229,7 @@ class Answer(NamedTuple):
 def find_pictures(gallery, flags):
     """Answer which pictures fit prompts, or an example picture, best."""
     prompts = [*flags.query, *flags.plus]
-    # By `CLIP.encode_text`, or by the same tower kept as an ONNX file, which is there at once; the mean of several.
-    embedding = gallery.embedder.query_embedding(prompts, flags.image, flags.minus)  # (D,)
+    embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
     found = gallery.rank(embedding, flags.top_k, flags.fold)
     matches = matches_from(flags.threshold, found)
 

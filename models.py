@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from config import Config
 from dataset import pad, tokenize
-from support.big_batch import gather_embeddings, streamed_clip_loss
+from support.big_batch import blockwise_clip_loss, gather_embeddings
 from support.cores import use_free_cores
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
@@ -34,11 +34,11 @@ from support.hub import loading, model_folder, upload
 from support.model_directory import read_model, write_model
 from support.process import choose_dtype, from_all_processes, process_count, process_number
 from support.progress import with_progress
-from support.strangers import check_image_weights, one_model, timm_model_args
+from support.strangers import check_image_weights, refuse_several_models, timm_model_args
 from support.wordpiece import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
-STREAMED_PAIRS = 4096  # a batch of more pairs has too many similarities to keep them all in memory
+BLOCKWISE_ABOVE = 4096  # a batch of more pairs has too many similarities to keep them all in memory
 
 # ---------------------------------------------------------------- losses
 
@@ -174,7 +174,7 @@ class TextEncoder(nn.Module):
                     name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
                 )
             else:
-                architecture = one_model(AutoConfig.from_pretrained(name, trust_remote_code=False))
+                architecture = refuse_several_models(AutoConfig.from_pretrained(name, trust_remote_code=False))
                 backbone = AutoModel.from_config(
                     architecture, dtype=torch.float32, trust_remote_code=False, attn_implementation=None
                 )
@@ -223,9 +223,9 @@ class ProjectionHead(nn.Module):
         self.hidden = nn.Linear(embedding_dim, embedding_dim)
         self.dropout = Dropout(dropout)  # nn.Dropout, made fast on a CPU
         self.norm = nn.LayerNorm(embedding_dim)
-        # The first loss should be that of a model that knows nothing, ln B. With a bias of 0 the outputs of a random
-        # head point in such different directions that, at temperature 0.07, it is up to a tenth above. A random bias
-        # turns all outputs of a head towards one direction: all similarities are then about equal.
+        # The first loss should be that of a model that knows nothing, ln B: all similarities about equal. With a bias
+        # of 0 the outputs of a random head point in many directions, and the first loss is up to 10 % above ln B. A
+        # random bias turns them all towards one direction.
         nn.init.normal_(self.norm.bias)
 
     def forward(self, features):
@@ -255,7 +255,8 @@ class CLIP(nn.Module):
         self.image_head = new_head(image_encoder.feature_dim, config)
         self.text_head = new_head(text_encoder.feature_dim, config)
         self.feature_dropout = Dropout(config.feature_dropout)
-        # Learned as a logarithm, so that it stays positive and a step changes it by a factor.
+        # Kept as a logarithm, as OpenAI does: it stays positive, and a step changes it by a factor. `.exp()` of it is
+        # the multiplier that losses take.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
@@ -297,16 +298,16 @@ class CLIP(nn.Module):
         return image_embeddings, text_embeddings
 
     def loss(self, image_embeddings, text_embeddings):
-        """Return the configured loss of a batch, a scalar; of several processes, the loss of all their pairs."""
-        images = gather_embeddings(image_embeddings)  # (B, D), B of all processes together
+        """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all."""
+        images = gather_embeddings(image_embeddings)  # (B, D); with several processes, B counts the pairs of all
         texts = gather_embeddings(text_embeddings)
         scale = self.logit_scale.exp()
         if self.config.loss == "siglip":
             return siglip_loss(images, texts, scale, self.logit_bias)
         if self.config.loss == "soft":
             return soft_clip_loss(images, texts, scale)
-        if len(images) > STREAMED_PAIRS:
-            return streamed_clip_loss(images, texts, scale)  # the same, in less memory
+        if len(images) > BLOCKWISE_ABOVE:
+            return blockwise_clip_loss(images, texts, scale)  # the same, in less memory
         return clip_loss(images, texts, scale)
 
     @torch.no_grad()
@@ -386,10 +387,11 @@ class CLIP(nn.Module):
         Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
         """
         directory = model_folder(name, revision, token)
-        return read_model(directory, Config.load, cls.from_settings)  # built from its settings, then given its weights
+        # The two functions are called in this order: its settings, then a model of them; at last it gets its weights.
+        return read_model(directory, Config.load, cls.without_weights)
 
     @classmethod
-    def from_settings(cls, directory, config, tokenizer):
+    def without_weights(cls, directory, config, tokenizer):
         """Build the model whose settings lie in a model directory, without its weights."""
         image_encoder = ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size)
         text_encoder = TextEncoder.from_name(
@@ -418,22 +420,21 @@ def embed_images(model, loader, encode=None, title=None):
     """Embed the pictures of a `dataset.image_loader` with `encode`, by default `model.encode_image`.
 
     Returns an (N, D) tensor on the CPU of the pictures that could be read, their rows, and a dict of the others,
-    {row: OSError}. Several processes share the work, and all get all of it. `title` is what a
-    person who waits is told.
+    {row: OSError}. With a tower as `encode` they are features, (N, F). Several processes share the work, and all get
+    all of it. `title` is what a person who waits is told.
     """
     use_free_cores(model.device)
     encode = encode or model.encode_image
-    nothing = torch.empty(0, model.config.embedding_dim)
-    embeddings = []
+    outputs = []
     rows = []
     faults = {}
     for pixels, readable, unreadable in with_progress(loader, title, "batches"):
         if pixels is not None:
             with model.autocast():
-                embeddings.append(encode(pixels.to(model.device)).cpu())
+                outputs.append(encode(pixels.to(model.device)).cpu())
         rows += readable
         faults |= unreadable
-    embeddings = torch.cat(embeddings) if embeddings else nothing
+    embeddings = torch.cat(outputs) if outputs else torch.empty(0, model.config.embedding_dim)
     if process_count() > 1:
         embeddings, rows = from_all_processes(embeddings, rows, len(loader.dataset), model.device)
         # What another process could not read is read again here, to learn why.
@@ -445,7 +446,7 @@ def embed_images(model, loader, encode=None, title=None):
 
 @torch.inference_mode()
 def embed_texts(model, texts, batch_size=128, encode=None, title=None):
-    """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU.
+    """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU, or (M, F) of a tower.
 
     Texts of like length share a batch, so little of it is padding. Several processes share the work. `title` is
     what a person who waits is told.
@@ -456,14 +457,14 @@ def embed_texts(model, texts, batch_size=128, encode=None, title=None):
     by_length = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
     starts = range(0, len(by_length), batch_size)
     batches = [by_length[start : start + batch_size] for start in starts]
-    nothing = torch.empty(0, model.config.embedding_dim)
-    embeddings = []
+    outputs = []
     rows = []
     for batch in with_progress(batches[process_number() :: process_count()], title, "batches"):
         input_ids, attention_mask = pad([token_ids[row] for row in batch], tower.pad_id)
         with model.autocast():
-            embeddings.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())
+            outputs.append(encode(input_ids.to(model.device), attention_mask.to(model.device)).cpu())
         rows += batch
-    embeddings = torch.cat(embeddings) if embeddings else nothing
-    embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)  # in the order of the texts again
+    embeddings = torch.cat(outputs) if outputs else torch.empty(0, model.config.embedding_dim)
+    # Sorted back into the order of the texts, with one process too.
+    embeddings, _ = from_all_processes(embeddings, rows, len(texts), model.device)
     return embeddings

@@ -37,15 +37,15 @@ from dataset import (
     Photos,
     Precomputed,
     image_loader,
-    load_sound_splits,
-    pairs_of_process,
+    load_usable_splits,
     paths_of,
+    refuse_unequal_shares,
     start_epoch,
     tokenize,
     train_transform,
     training_loader,
 )
-from evaluate import draw_pictures, embed_split, mean_recall, modality_gap, recall_table, report_of
+from evaluate import draw_charts, embed_split, mean_recall, modality_gap, recall_table, report_of
 from models import CLIP, embed_images, embed_texts
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
@@ -73,9 +73,11 @@ EMBEDDED_AT_ONCE = 64  # photos or captions, where nothing is to be learned from
 
 
 def train_one_epoch(model, average, phase, run, epoch, config):
-    """Show every training photo once, with one of its captions, and let `average` follow the weights.
+    """Show every training photo once, with one of its captions.
 
-    Returns the figures of the epoch: its mean loss, and what had to be skipped.
+    average: a running mean of the weights, which is what is measured and kept. phase: what trains, and with what: the
+    `Phase` below. run: the run folder, and how far the run is. Returns the figures of the epoch: its mean loss, and
+    what had to be skipped.
     """
     model.train()
     start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
@@ -87,8 +89,8 @@ def train_one_epoch(model, average, phase, run, epoch, config):
 
         with model.autocast():
             image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) each, unit length
-        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. Of several
-        # processes, B counts the pairs of all. In float32: a softmax over similarities needs the digits.
+        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. With
+        # several processes, B counts the pairs of all. In float32: a softmax over similarities needs the digits.
         loss = model.loss(image_embeddings, text_embeddings)
 
         phase.optimizer.zero_grad(set_to_none=True)
@@ -97,13 +99,13 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         phase.scaler.unscale_(phase.optimizer)
         norm = nn.utils.clip_grad_norm_(phase.weights, config.grad_clip)
 
-        phase.losses.append(loss.item())
-        # Not finite: in fp16 the step is skipped, for that happens now and then; otherwise the run stops here and names
-        # the photos. The scaler would skip the step itself, but not the clamp and the mean.
-        if run.is_finite(step, phase, batch, (image_embeddings, text_embeddings), norm):
+        phase.losses.append(loss.item())  # for the mean; and a run that stops goes on after so many steps
+        # Not finite: in fp16 the step is skipped and counted, for that happens now and then; otherwise the run stops
+        # here and names the photos. The scaler would skip the step itself, but not the clamp and the mean.
+        if run.is_finite(step, loss, norm, phase, batch, (image_embeddings, text_embeddings)):
             phase.scaler.step(phase.optimizer)
             model.clamp_logit_scale()
-            average.update(step)
+            average.update(step)  # the first steps of a phase count most: the mean hardly remembers the phase before
         else:
             average.put_statistics_back()  # those of BatchNorm, which the forward pass has spoilt
         phase.scaler.update()
@@ -118,9 +120,9 @@ class Phase:
     """What training consists of: first for the heads alone, and then for all that is not frozen."""
 
     pairs: CaptionDataset
-    loader: DataLoader  # gives `dataset.Batch`es; of several processes, each its part
+    loader: DataLoader  # gives `dataset.Batch`es; with several processes, to each its part
     micro_batch: int  # pairs whose activations are in memory at a time
-    forward: nn.Module  # embeds a batch; of several processes, it also averages their gradients
+    forward: nn.Module  # embeds a batch; with several processes, it also averages their gradients
     weights: list  # the parameters that train
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -147,12 +149,7 @@ class Phase:
 
     def figures(self):
         """Return the figures of the epoch that its steps have made."""
-        losses = self.losses
-        if process_count() > 1:
-            losses = torch.tensor(losses, device=self.device) / process_count()
-            torch.distributed.all_reduce(losses)
-            losses = losses.tolist()
-        finite = [loss for loss in losses if math.isfinite(loss)]
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
         if not finite:
             raise UserError("no loss of this epoch was finite: try lower learning rates or --precision fp32")
 
@@ -183,7 +180,8 @@ def make_phase(model, splits, config, frozen, epochs):
     on_gpu = model.device.type == "cuda"
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
-    # A batch that does not fit into memory is computed in parts, for the same gradient.
+    # A batch that does not fit into memory is embedded in parts. This is not gradient accumulation, for the loss still
+    # compares all pairs of the batch: each part is embedded once for the loss, and again for its gradient.
     micro_batch = config.micro_batch or pairs_that_fit(model, pairs.largest_batch, loader.batch_size)
     forward = model
     if micro_batch < loader.batch_size:
@@ -285,13 +283,14 @@ def photo_features(model, table, data_dir, workers=0):
 
     def embed():
         loader = image_loader(paths, size, EMBEDDED_AT_ONCE, workers)
-        features, _, faults = embed_images(model, loader, model.image_encoder, "features of photos")
+        features, _, faults = embed_images(model, loader, model.image_encoder, "features of photos")  # (N, F)
         if faults:
             raise UserError(f"a photo can no longer be read: {next(iter(faults.values()))}")
         return features
 
     files = [file_key(path, dataset_folder(data_dir)) for path in paths]
-    return kept_features(data_dir, model, model.image_encoder, [size, *files], embed)
+    depends_on = [size, *files]  # and on the tower: if any of these has changed, they are made anew
+    return kept_features(data_dir, model, model.image_encoder, depends_on, embed)
 
 
 def caption_features(model, table, data_dir):
@@ -303,7 +302,8 @@ def caption_features(model, table, data_dir):
         return embed_texts(model, captions, EMBEDDED_AT_ONCE, tower)
 
     token_ids = tokenize(tower.tokenizer, captions, tower.max_tokens)
-    return kept_features(data_dir, model, tower, [tower.pooling, token_ids], embed)
+    depends_on = [tower.pooling, token_ids]
+    return kept_features(data_dir, model, tower, depends_on, embed)
 
 
 # ---------------------------------------------------------------- an epoch, measured
@@ -336,27 +336,28 @@ def measure_on_dev(model, phase, table, config):
 # ---------------------------------------------------------------- the run
 
 
-def main(config, why=""):
-    device = start_process(config.device)  # under torchrun the processes meet here
+def main(config, first_line=""):
+    device = start_process(config.device)  # under torchrun the processes meet here; only the first one prints
     # What this machine cannot do is refused before anything is read.
     choose_dtype(device, config.precision)
-    pairs_of_process(config.batch_size)
-    config = replace(config, run_dir=from_first_process(config.run_dir))  # named after a clock that each has read
-    print(why)
+    refuse_unequal_shares(config.batch_size)
+    config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
+    print(first_line)
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         splits = load_data(config)
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
-        else:  # the running mean that last/ holds as a model; what has trained is put back by `run.begin` below
+        else:  # last/ holds the running mean as a model; `run.keep_from_here` below puts back what has trained
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
         model.to(device, memory_format=torch.channels_last)
         average = RunningMean(model, config.averaging)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
-        # features that the towers make once. The last of these epochs is row 0 of metrics.jsonl.
+        # features that the towers make once. Nothing of this phase is kept: after a stop in it the run begins anew. The
+        # last of its epochs is row 0 of metrics.jsonl.
         heads_row = None
         if run.is_new and heads_learn_first(config):
             start = time.perf_counter()
@@ -372,8 +373,9 @@ def main(config, why=""):
             del heads  # and the features in it, which may be large
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
-        model.config = average.model.config = replace(model.config, micro_batch=phase.micro_batch)  # also after a stop
-        run.begin(model, average, phase)  # a run that goes on has its weights, optimiser and history back
+        model.config = replace(model.config, micro_batch=phase.micro_batch)  # kept, so that a resume has the same
+        average.model.config = model.config
+        run.keep_from_here(model, average, phase)  # a run that goes on has its weights, optimiser and history back
         print_plan(model, phase, config)
         if heads_row:
             run.keep(heads_row)  # writes what an epoch leaves, and prints its line
@@ -393,8 +395,8 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, report = load_sound_splits(config.data_dir, config.split_seed, open_train_photos)
-    print("\n".join(report))
+    splits, lines = load_usable_splits(config.data_dir, config.split_seed, open_train_photos)
+    print("\n".join(lines))
     return splits
 
 
@@ -423,7 +425,7 @@ def finish(run, average, splits, config):
     print(f"{run.folder / 'best'} on the {photos:,} photos of the {split} split, recall in percent")
     print(recall_table(reports[split]))
 
-    draw_pictures(embedded["dev"], run.folder, "dev")
+    draw_charts(embedded["dev"], run.folder, "dev")
     if is_first_process():
         run.draw_curves()
         write_file(run.folder / "best" / "README.md", model_card(best.config, reports))
@@ -445,4 +447,4 @@ if __name__ == "__main__":
     with one_line_errors():
         if COMMAND.config.resume:
             COMMAND = read_again(COMMAND)
-        main(COMMAND.config, COMMAND.why)
+        main(COMMAND.config, COMMAND.first_line)

@@ -23,11 +23,11 @@ import tyro
 
 from benchmarks.seed_recipe import seed_loss
 from models import clip_loss
-from support.big_batch import streamed_clip_loss
+from support.big_batch import blockwise_clip_loss
 from support.errors import one_line_errors
 
 WAYS = {"ancestors": lambda images, texts, scale: seed_loss(images, texts), "plain": clip_loss,
-        "streamed": streamed_clip_loss}
+        "streamed": blockwise_clip_loss}
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def main(flags):
               "| loader's share of the time | peak GB |\n|---|---|---|---|---|---|---|", flush=True)
         for loader in loaders:
             batch = next(batches(loader)).to(device)
-            gigabytes = traffic(model, batch.split(32)[0])
+            gigabytes = traffic(model, batch.in_parts(32)[0])
             gflop = GFLOP[0] + GFLOP[1] * batch.input_ids.shape[1]
             torch.cuda.reset_peak_memory_stats()
             there = rate(model, iter(lambda batch=batch: batch, None), flags.steps)

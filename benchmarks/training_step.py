@@ -103,7 +103,7 @@ def steps(flags):
         addresses, resident = pages_of_this_process()
         limit = round(flags.limits[0] * 1e9) + addresses - resident
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        micro_batch = pairs_that_fit(model, lambda pairs: batch.split(pairs)[0], flags.batch_size)
+        micro_batch = pairs_that_fit(model, lambda count: batch.in_parts(count)[0], flags.batch_size)
         print(micro_batch, file=sys.stderr)
     forward = MicroBatches(model, micro_batch) if micro_batch < flags.batch_size else model
     for step in itertools.count():

@@ -14,7 +14,6 @@ from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
 from search.near_duplicates import LOOK_WIDTH, look_of
 from search.onnx_text import remarks_on
-from support.errors import UserError
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
 from support.images import read_image
@@ -51,28 +50,11 @@ class Embedder:
 
     # ------------------------------------------------------------ prompts and pictures -> embeddings
 
-    def query_embedding(self, query=(), image=None, minus=()):
-        """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `Gallery.search`."""
-        prompts = [query] if isinstance(query, str) else list(query)
-        minus = [minus] if isinstance(minus, str) else list(minus)
-        if not prompts and image is None:
-            raise UserError("say what to look for: a prompt, or an example picture")
-
-        parts = []
-        if prompts:
-            parts.append(self.embed_prompts(prompts))  # (Q, D)
-        if image is not None:
-            example = self.embed_files([image])
-            if example.faults:
-                raise UserError(f"the example picture cannot be read: {example.faults[0]}")
-            parts.append(example.embeddings.astype(np.float32))  # (1, D)
-        embedding = np.concatenate(parts).mean(axis=0)  # (D,)
-        if minus:  # by half: all texts are a little alike, and that much is not meant
-            embedding = embedding - self.embed_prompts(minus).mean(axis=0) / 2
-        return embedding / np.linalg.norm(embedding)
-
     def embed_prompts(self, prompts):
-        """Return the (Q, D) float32 embeddings of prompts: in float32 on every device, so that all give the same."""
+        """Return the (Q, D) float32 embeddings of prompts, by `CLIP.encode_text` or by the same tower kept as a file.
+
+        In float32 on every device, so that all give the same.
+        """
         if self.has_text_tower_ready:
             return self.kept_text_tower.embed(prompts)
         import torch

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from support.process import process_count
 
-ROWS_AT_ONCE = 512  # of the (N, N) similarities that `streamed_clip_loss` has in memory
+ROWS_AT_ONCE = 512  # of the (N, N) similarities that `blockwise_clip_loss` has in memory
 
 # ---------------------------------------------------------------- for one process
 
@@ -44,16 +44,16 @@ class Gathered(torch.autograd.Function):
 
 
 class MicroBatches(nn.Module):
-    """A CLIP model that embeds a batch in parts, so that the activations of only `pairs` pairs are in memory.
+    """A CLIP model that embeds a batch in parts, so that the activations of only `pair_count` pairs are in memory.
 
     Each part is embedded for the loss, which sees all pairs, and embedded again, with the same dropout, for its
     gradient. Source: Gao et al. 2021, gradient cache.
     """
 
-    def __init__(self, model, pairs):
+    def __init__(self, model, pair_count):
         super().__init__()
         self.model = model
-        self.pairs = pairs
+        self.pair_count = pair_count
 
     def forward(self, batch):
         device = self.model.device.type
@@ -67,7 +67,7 @@ class MicroBatches(nn.Module):
         images = []
         texts = []
         with context:
-            for part in batch.split(self.pairs):
+            for part in batch.in_parts(self.pair_count):
                 image_part, text_part = checkpoint(self.model, part, use_reentrant=False)
                 images.append(image_part)
                 texts.append(text_part)
@@ -77,12 +77,12 @@ class MicroBatches(nn.Module):
 # ---------------------------------------------------------------- for all similarities at once
 
 
-def streamed_clip_loss(image_embeddings, text_embeddings, logit_scale):
+def blockwise_clip_loss(image_embeddings, text_embeddings, logit_scale):
     """Return `models.clip_loss` of (N, D) embeddings without having all (N, N) logits in memory."""
-    return StreamedClipLoss.apply(image_embeddings, text_embeddings, logit_scale)
+    return BlockwiseClipLoss.apply(image_embeddings, text_embeddings, logit_scale)
 
 
-class StreamedClipLoss(torch.autograd.Function):
+class BlockwiseClipLoss(torch.autograd.Function):
     """The loss from the sums over rows and columns alone; the backward pass makes the logits again, block by block."""
 
     @staticmethod

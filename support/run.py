@@ -8,7 +8,6 @@
 
 import contextlib
 import json
-import math
 import time
 from pathlib import Path
 
@@ -84,7 +83,7 @@ class Run:
         self.history = []  # the rows of metrics.jsonl
         self.best = -1.0  # the highest mean recall of an epoch
         self.curves_drawn = time.monotonic()
-        self.phase = None  # what `begin` was given, once epochs are kept
+        self.phase = None  # what `keep_from_here` was given, once epochs are kept
         self.restored_random_numbers = None
 
     def __enter__(self):
@@ -108,7 +107,7 @@ class Run:
 
     # ------------------------------------------------------------ the steps of an epoch
 
-    def begin(self, model, average, phase):
+    def keep_from_here(self, model, average, phase):
         """From here on epochs are kept. A run that is resumed takes its weights, optimiser and history from last/."""
         self.model = model
         self.average = average
@@ -150,13 +149,13 @@ class Run:
                 yield number, batch.to(phase.device)
             bar.set_postfix(loss=f"{phase.losses[-1]:.3f}", refresh=False)
 
-    def is_finite(self, step, phase, batch, embeddings, norm):
-        """Return whether the loss of a step and the norm of its gradient are finite.
+    def is_finite(self, step, loss, norm, phase, batch, embeddings):
+        """Return whether the loss of a step and the norm of its gradient are finite; a step without is counted.
 
         fp16 overflows now and then: then the step counts as skipped, and the scaler halves its scale. Where there is no
         scale to halve this raises UserError, which names the photos.
         """
-        if math.isfinite(phase.losses[-1]) and math.isfinite(norm):
+        if torch.isfinite(loss) and torch.isfinite(norm):
             return True
         if phase.scaler.is_enabled() and phase.scaler.get_scale() > 1:
             phase.skipped_steps += 1

@@ -137,7 +137,7 @@ def check_answers(model, weights):
         raise UserError(f"{weights} is no model: what it makes of a picture or a prompt is not finite")
 
 
-def one_model(architecture):
+def refuse_several_models(architecture):
     """Return the settings of a text tower unless they hold those of further models, which may name files to load."""
     if held := [name for name in architecture.sub_configs if getattr(architecture, name, None) is not None]:
         raise ValueError(f"{type(architecture).__name__} is not a model of text alone: it holds {' and '.join(held)}")

@@ -327,7 +327,7 @@ def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
     for row, item in enumerate(items):
         assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
         assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
-    first, last = batch.split(2)
+    first, last = batch.in_parts(2)
     assert first.photo_rows.tolist() == [5, 2] and last.photo_rows.tolist() == [9] and last.image_features is None
     assert torch.equal(torch.cat([first.pixels, last.pixels]), batch.pixels)
     assert equal([batch.to("cpu")], [batch])

@@ -110,7 +110,7 @@ def test_a_run_says_its_parts_and_a_resume_keeps_to_them(tmp_path, sample_dir, t
 
 def test_the_largest_batch_is_the_one_that_is_measured(sample_dir, tower_flags):
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, max_tokens=32, **tower_flags))
-    table = train.load_sound_splits(sample_dir)[0]["train"]
+    table = train.load_usable_splits(sample_dir)[0]["train"]
     pairs = train.CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
     batch = pairs.largest_batch(5)
     assert batch.pixels.shape == (5, 3, 32, 32) and batch.pixels.dtype == torch.uint8

@@ -16,7 +16,7 @@ from config import PRESETS
 from dataset import Batch, pad, tokenize
 from models import CLIP, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
 from support import big_batch
-from support.big_batch import MicroBatches, streamed_clip_loss
+from support.big_batch import MicroBatches, blockwise_clip_loss
 from support.errors import UserError
 from support.fast_cpu import Dropout
 from support.process import choose_device, choose_dtype, start_process
@@ -96,7 +96,7 @@ def test_losses_equal_naive_loops(scale):
 def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypatch, rows):
     monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", rows)
     results = []
-    for loss in (clip_loss, streamed_clip_loss):
+    for loss in (clip_loss, blockwise_clip_loss):
         inputs = [*embeddings(count=14), torch.tensor(9.0, dtype=torch.float64)]
         value = loss(*(tensor.requires_grad_() for tensor in inputs))
         results.append([value, *torch.autograd.grad(3 * value, inputs)])
@@ -107,12 +107,12 @@ def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypa
 def test_a_large_batch_has_its_loss_streamed(monkeypatch):
     model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
     monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(models, "STREAMED_PAIRS", 17)
+    monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 17)
     plain = model.loss(images, texts)
-    assert "StreamedClipLoss" not in type(plain.grad_fn).__name__
-    monkeypatch.setattr(models, "STREAMED_PAIRS", 16)
+    assert "BlockwiseClipLoss" not in type(plain.grad_fn).__name__
+    monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 16)
     streamed = model.loss(images, texts)
-    assert type(streamed.grad_fn).__name__ == "StreamedClipLossBackward" and torch.allclose(plain, streamed)
+    assert type(streamed.grad_fn).__name__ == "BlockwiseClipLossBackward" and torch.allclose(plain, streamed)
 
 
 def test_clip_loss_by_hand():

@@ -43,7 +43,7 @@ def as_command(folder, flags, damage, arguments):
     os.dup2(log, 1), os.dup2(log, 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a command: here loaders would ask the forkserver
-    support.run.draw_curves = evaluate.draw_pictures = lambda *_: None
+    support.run.draw_curves = evaluate.draw_charts = lambda *_: None
     if damage:
         damage(*arguments)
     sys.argv = [str(ROOT / "train.py"), *map(str, flags)]
