@@ -11,7 +11,7 @@ followed. Who may ask what stands in search/guard.py.
 """
 
 from config import AppConfig, InferenceConfig, parse
-from support.errors import UserError, one_line_errors
+from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
     FLAGS = parse(AppConfig)  # first of all, so that --help and a mistyped flag answer at once
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
 from support.find_run import checkpoint_dir
-from support.images import IMAGE_SUFFIXES
+from support.images import READABLE_SUFFIXES
 
 try:
     import gradio as gr
@@ -94,7 +94,7 @@ def lay_out(page):
         examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
     with gr.Accordion("More ways to search", open=False):
         with gr.Row():
-            suffixes = sorted(IMAGE_SUFFIXES - {".heic"})  # so that a phone converts what it has in that format
+            suffixes = sorted(READABLE_SUFFIXES)  # without .heic, so that a phone converts what it has in that format
             upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
             forget = gr.Button("Remove the example", min_width=150)
         with gr.Row():
@@ -166,7 +166,7 @@ def main(flags):
         tell("loading the model")
         page.warm()
     shown_host = f"[{host}]" if ":" in host else host
-    print(f"http://{shown_host}:{port} shows {page.about()}", flush=True)
+    print(f"http://{shown_host}:{port} shows {page.about()} (Ctrl-C ends it)", flush=True)
     server(app, flags.host).run([listener])
 
 
@@ -181,12 +181,18 @@ def open_gallery(checkpoint, flags, tell):
         InferenceConfig.workers,
         progress=tell,
     )
+    for reason in list(gallery.skipped.values())[:5]:
+        print(f"skipped: {shown(reason)}")
+    if gallery.unsaved:
+        print(f"the index cannot be saved, so the next start embeds again: {gallery.unsaved}")
     if not gallery.files:
-        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(READABLE_SUFFIXES))})")
     gallery.embedder.workers = 0  # from here on it embeds single pictures: no processes for them
     if not gallery.embedder.has_text_tower_ready and flags.device != "cuda":
         tell("making the text tower ready")
-        gallery.embedder.keep_text_tower()
+        reason = gallery.embedder.keep_text_tower()
+        if reason:
+            print(f"prompts are answered with torch, for this text tower cannot be kept ready for them: {reason}")
     return gallery
 
 

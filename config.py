@@ -44,7 +44,7 @@ class Config:
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
-    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all weights; none: see image_depth
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all weights; none: see --image-depth
     image_depth: float = 0.6  # part of the layers of a pretrained image tower, counted from its output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time
@@ -62,7 +62,7 @@ class Config:
     epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
-    micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: as many as fit
+    micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: what fits, a CPU: in 6 GB
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower
@@ -217,8 +217,8 @@ class EvaluateConfig:
             raise UserError("give one of --compare, --zero-shot and --linear-probe at a time")
         if self.compare and self.checkpoint:
             raise UserError("--compare A B names both checkpoints: leave --checkpoint out")
-        if self.data_dir and (self.zero_shot or self.linear_probe):
-            raise UserError("--zero-shot and --linear-probe name their own pictures: leave --data-dir out")
+        if (self.zero_shot or self.linear_probe) and (self.data_dir or self.split != EvaluateConfig.split):
+            raise UserError("--zero-shot and --linear-probe name their own pictures: leave --data-dir and --split out")
         if self.templates and not self.zero_shot:
             raise UserError("--templates are the prompts of --zero-shot DIR: add it")
 
@@ -259,7 +259,7 @@ class InferenceConfig:
         meaningless = {
             "captions": (search - {"image"}) | files | {"labels", "export"},
             "labels": search,
-            "export": search | files | {"labels", "top_k"},
+            "export": search | files | {"labels", "top_k", "device"},
         }
         for question, flags in meaningless.items():
             clash = given & flags
@@ -270,6 +270,8 @@ class InferenceConfig:
             raise UserError("--captions FILE are ranked against a picture: add --image FILE")
         if self.labels is not None and len(self.label_names()) < 2:
             raise UserError(f'--labels {self.labels!r}: name at least two, such as --labels "beach,forest,street"')
+        if self.explain and not self.picture:
+            raise UserError("--explain marks in the picture what answers: leave --no-picture out")
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
         require(self, ["split"], "left out with --gallery", lambda v: v is None or self.gallery is None)

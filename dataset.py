@@ -13,8 +13,8 @@ import support  # noqa: F401 - first of all, because it keeps the libraries quie
 # isort: split
 
 import hashlib
-import os
 import random
+import sys
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
@@ -39,11 +39,10 @@ from support.data_report import (
 from support.errors import UserError
 from support.images import read_image
 from support.interruptions import leave_quietly
-from support.process import from_first_process, is_first_process, process_count, process_number
+from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
 from support.stream import ShardStream
 from support.tars import exists, is_sharded, split_of_shard, tar_of
 
-CORES = os.cpu_count() or 1
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
 SPLIT_FILES = {
@@ -411,7 +410,7 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     if len(pairs) < processes:
         raise UserError(f"{len(pairs)} training photos are too few for {processes} processes")
 
-    workers = min(workers, CORES)
+    workers = min(workers, usable_cores())
     options = {
         "collate_fn": pairs.collate,
         "drop_last": True,
@@ -420,10 +419,21 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
     }
     if pairs.is_streamed:
         stream = ShardStream(pairs, batch_size, workers, epoch_shards)
-        return DataLoader(stream, stream.batch_size, num_workers=stream.workers, **options)
+        start = start_of_workers(stream.workers)
+        return DataLoader(
+            stream, stream.batch_size, num_workers=stream.workers, multiprocessing_context=start, **options
+        )
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
     pairs_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
-    return DataLoader(pairs, pairs_at_once, sampler=order, num_workers=workers, **options)
+    start = start_of_workers(workers)
+    return DataLoader(
+        pairs, pairs_at_once, sampler=order, num_workers=workers, multiprocessing_context=start, **options
+    )
+
+
+def start_of_workers(workers):
+    """Return how a loader's workers start: by a fork where there is one, else each imports torch for seconds."""
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def refuse_unequal_shares(batch_size):
@@ -436,9 +446,9 @@ def refuse_unequal_shares(batch_size):
 
 
 def start_epoch(loader, epoch):
-    """Fix all that is random in an epoch: order, captions, crops, dropout.
+    """Fix all that is random in an epoch, by the seed and its number alone: order, captions, crops, dropout.
 
-    So a run of one epoch that is resumed for two more ends as a run of three.
+    So it does not matter for an epoch whether the run was stopped before it and resumed.
     """
     loader.dataset.epoch = epoch  # the loader's workers start anew in each pass, and learn it
     if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
@@ -473,7 +483,8 @@ def image_loader(paths, size, batch_size, workers=0, decoded=None):
         pictures,
         batch_size,
         sampler=mine,
-        num_workers=min(workers, CORES),
+        num_workers=min(workers, usable_cores()),
         collate_fn=collate_pictures,
         worker_init_fn=leave_quietly,
+        multiprocessing_context=start_of_workers(workers),
     )

@@ -14,7 +14,7 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 import json
 
 from config import EvaluateConfig, parse
-from support.errors import UserError, one_line_errors
+from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
     FLAGS = parse(EvaluateConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
@@ -137,7 +137,7 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
     paths = paths_of(table, data_dir)
     if known.image_features is None:
         loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
-        image_embeddings, readable, faults = embed_images(model, loader)
+        image_embeddings, readable, faults = embed_images(model, loader, title="embedding photos")
     else:
         image_embeddings = project(model, model.project_image, known.image_features)
         readable = range(len(paths))
@@ -153,7 +153,7 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
     captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row != unreadable]
     rows = torch.tensor(rows)  # a caption each
     if known.text_features is None:
-        text_embeddings = embed_texts(model, captions, batch_size)
+        text_embeddings = embed_texts(model, captions, batch_size, title="embedding captions")
     else:
         text_embeddings = project(model, model.project_text, known.text_features[rows != unreadable])
     return EmbeddedSplit(
@@ -251,8 +251,11 @@ def bootstrap_interval(hits_a, hits_b, photo_of_query, samples=2000, seed=0):
     change_of_photo = np.bincount(photo_of_query, change, len(photos))
     queries_of_photo = np.bincount(photo_of_query, minlength=len(photos))
     equally = np.full(len(photos), 1 / len(photos))
-    draws = np.random.default_rng(seed).multinomial(len(photos), equally, samples)  # (samples, photos): how often each
-    resampled = 100 * (draws @ change_of_photo) / (draws @ queries_of_photo)  # (samples,)
+    rng = np.random.default_rng(seed)
+    resampled = []
+    for _ in range(samples):
+        draw = rng.multinomial(len(photos), equally)  # (photos,) how often each
+        resampled.append(100 * (draw @ change_of_photo) / (draw @ queries_of_photo))
     low, high = np.percentile(resampled, [2.5, 97.5])
     return 100 * float(change.mean()), float(low), float(high)
 
@@ -302,7 +305,7 @@ def embed_classes(model, root, files, encode, batch_size, workers):
     loader = image_loader(paths, model.config.image_size, batch_size, workers)
     embeddings, readable, faults = embed_images(model, loader, encode)
     for error in faults.values():
-        print(f"left out: {error}")
+        print(f"left out: {shown(error)}")
     labels = torch.tensor(labels)[readable]
     for label, name in enumerate(files):
         if not (labels == label).any():
@@ -427,7 +430,7 @@ def measure_recall(flags, device):
 
     embedded = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
     for error in embedded[0].faults.values():
-        print(f"left out with its captions: {error}")
+        print(f"left out with its captions: {shown(error)}")
     report = report_of(embedded[0])
     print(f"{report['images']:,} photos, {report['captions']:,} captions; recall in percent")
     if flags.compare:
@@ -467,7 +470,7 @@ def classify(flags, device):
     report = accuracy_report(scores, labels, names)
     width = max(len(name) for name in names)
     for name, value in report["classes"].items():
-        print(f"  {name:<{width}}  {value:5.1f}")
+        print(f"  {shown(name):<{width}}  {value:5.1f}")
     top_5 = f", top-5 {report['top_5']:.1f} %" if len(names) > 5 else ""
     print(f"top-1 {report['top_1']:.1f} %{top_5}")
     confusion = torch.zeros(len(names), len(names), dtype=torch.long)  # row = class, column = guess

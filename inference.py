@@ -16,7 +16,7 @@ checkpoint and the files are unchanged. A query is then one pass of the text tow
     [Match(rank=1, file=PosixPath('/home/me/Pictures/IMG_0042.jpg'), score=0.41, copies=())]
 """
 
-from config import InferenceConfig, parse
+from config import PRESETS, InferenceConfig, parse
 from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
@@ -44,7 +44,7 @@ from search.pictures import pictures_of_folder, pictures_of_split
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.update import EXCEPTIONS, up_to_date_index
 from support.find_run import checkpoint_dir
-from support.images import IMAGE_SUFFIXES
+from support.images import IMAGE_SUFFIXES, READABLE_SUFFIXES
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
 from support.tars import exists
@@ -352,7 +352,7 @@ def export(embedder, folder):
 def main(flags):
     if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
-    refuse_other_suffixes(flags)
+    refuse_output(flags)
     checkpoint = checkpoint_dir(flags.checkpoint)
 
     # With --json, standard output is for the program that reads it, and all for people goes to standard error.
@@ -380,11 +380,15 @@ def main(flags):
             make_next_prompt_fast(embedder)
 
 
-def refuse_other_suffixes(flags):
-    """Raise UserError for an --output that no answer can be drawn or written into."""
+def refuse_output(flags):
+    """Raise UserError for an --output that no answer can be drawn or written into, or that is a picture of theirs."""
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
+    if flags.gallery and flags.output.name != InferenceConfig.output.name and flags.output.suffix in IMAGE_SUFFIXES:
+        is_in_gallery = flags.output.resolve().is_relative_to(flags.gallery.expanduser().resolve())
+        if is_in_gallery and flags.output.exists():
+            raise UserError(f"--output {flags.output} is a picture in the gallery: name another file, or delete it")
 
 
 def open_gallery(checkpoint, flags):
@@ -404,11 +408,13 @@ def open_gallery(checkpoint, flags):
     for reason in reasons:
         print(f"skipped: {shown(reason)}")
     if not gallery.files:
-        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(READABLE_SUFFIXES))})")
 
     count = f"{len(gallery.files):,} pictures of {gallery.name}"
     news = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"
     print(f"{checkpoint} on {count} ({news}, {len(gallery.skipped)} unreadable)")
+    if flags.gallery and gallery.embedder.config.data_dir == PRESETS["sample"].data_dir:
+        print("this model has seen drawn scenes only, so of photos it knows little: train one on Flickr8k for them")
     if gallery.unsaved:
         print(f"the index cannot be saved, so the next search embeds again: {gallery.unsaved}")
     return gallery

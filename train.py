@@ -50,7 +50,7 @@ from models import CLIP, embed_images, embed_texts
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
 from support.console import print_plan, print_towers
-from support.errors import UserError
+from support.errors import UserError, quoted, shown
 from support.files import file_key, write_file
 from support.kept import decode_once, kept_features
 from support.memory import pairs_that_fit
@@ -342,8 +342,8 @@ def main(config, first_line=""):
     choose_dtype(device, config.precision)
     refuse_unequal_shares(config.batch_size)
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
-    print(first_line)
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
+        print(first_line)
         splits = load_data(config)
         print_towers(config)
         torch.manual_seed(config.seed)
@@ -388,6 +388,8 @@ def main(config, first_line=""):
 
 def load_data(config):
     """Return the captions table of each split, without photos that cannot be used; prints what is amiss."""
+    if config.epoch_shards and not is_sharded(config.data_dir):
+        raise UserError(f"--epoch-shards counts shards, and {config.data_dir} is a folder: leave it out")
     with one_process_at_first():
         if config.data_dir == PRESETS["sample"].data_dir and not config.data_dir.exists():
             write_sample(config.data_dir)
@@ -396,7 +398,7 @@ def load_data(config):
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
     splits, lines = load_usable_splits(config.data_dir, config.split_seed, open_train_photos)
-    print("\n".join(lines))
+    print("\n".join(map(shown, lines)))
     return splits
 
 
@@ -429,8 +431,11 @@ def finish(run, average, splits, config):
     if is_first_process():
         run.draw_curves()
         write_file(run.folder / "best" / "README.md", model_card(best.config, reports))
+    prompt = "people sitting near the beach"
+    if config.data_dir not in [preset.data_dir for preset in PRESETS.values()]:
+        prompt = embedded[split].captions[0]  # data of another kind: something that is in it
     elsewhere = "" if str(run.folder.parent) == "runs" else f" --checkpoint {run.folder}"
-    print(f'next: python inference.py --query "people sitting near the beach"{elsewhere}')
+    print(f"next: python inference.py --query {quoted(prompt)}{elsewhere}")
 
 
 def read_again(command):

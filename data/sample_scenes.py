@@ -11,9 +11,10 @@ import csv
 import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,9 @@ import cv2
 import numpy as np
 import tyro
 
+from support.errors import UserError, one_line_errors
 from support.interruptions import leave_quietly
+from support.process import usable_cores
 from support.progress import with_progress
 
 # ---- Words: what a scene may hold, and how captions call it -------------------------------------------
@@ -723,12 +726,17 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         folder = Path(scratch) / "sample"
         (folder / "Images").mkdir(parents=True)
         # Processes, not threads, which would wait for each other: a drawing is hundreds of short calls.
-        with Pool(os.cpu_count(), leave_quietly, (None,)) as pool:
-            drawn = pool.imap(partial(draw_into, folder / "Images"), tasks, chunksize=16)
-            rows = []
+        rows = []
+        pool = ProcessPoolExecutor(usable_cores(), initializer=leave_quietly, initargs=(None,))
+        try:
+            drawn = pool.map(partial(draw_into, folder / "Images"), tasks, chunksize=16)
             for five in with_progress(drawn, "drawing scenes", "pictures", total):
                 rows += five
-            rows.sort(key=lambda row: row[0])
+        except BrokenProcessPool:
+            raise UserError("a process that drew scenes was killed, perhaps for want of memory: begin anew") from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a stop nothing more is drawn
+        rows.sort(key=lambda row: row[0])
         with open(folder / "captions.txt", "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("image", "caption"), *rows])
         for split in counts:
@@ -738,8 +746,8 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(write_sample)
-    except (ValueError, OSError) as error:  # counts that cannot be, a folder that exists, a full disk
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_line_errors():
+        try:
+            tyro.cli(write_sample)
+        except (ValueError, OSError) as error:  # counts that cannot be, a folder that exists, a full disk
+            raise UserError(error) from None

@@ -36,6 +36,8 @@ def pictures_of_folder(folder, leave_out=None):
     name = str(folder)
     folder = Path(folder).expanduser()
     root = dataset_folder(folder)
+    if not root.exists():
+        raise UserError(f"--gallery {name}: there is no such folder")
     if not root.is_dir():
         raise UserError(f"--gallery {name} is not a folder")
     if is_sharded(folder):

@@ -3,6 +3,8 @@
 Each gives what the plain way gives: the same loss, the same gradients.
 """
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -68,10 +70,28 @@ class MicroBatches(nn.Module):
         texts = []
         with context:
             for part in batch.in_parts(self.pair_count):
-                image_part, text_part = checkpoint(self.model, part, use_reentrant=False)
+                image_part, text_part = checkpoint(self.model, part, use_reentrant=False, context_fn=self.contexts)
                 images.append(image_part)
                 texts.append(text_part)
         return torch.cat(images), torch.cat(texts)
+
+    def contexts(self):
+        """Return the contexts in which a part is embedded for the loss, and for its gradient."""
+        return contextlib.nullcontext(), statistics_stand_still(self.model)
+
+
+@contextlib.contextmanager
+def statistics_stand_still(model):
+    """Let BatchNorm that learns leave its running statistics alone: it has seen these photos a moment ago."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 # ---------------------------------------------------------------- for all similarities at once

@@ -69,8 +69,10 @@ def epoch_line(row, epochs):
 
 def warning_at_chance(history, chance_loss):
     """Return a warning if the loss of the newest two epochs is that of a model that knows nothing, else None."""
-    newest = [row["train_loss"] for row in history[-2:]]
-    if chance_loss is None or len(newest) < 2 or min(newest) < 0.98 * chance_loss:
+    if chance_loss is None or len(history) < 2:
+        return None
+    before, now = (row["train_loss"] for row in history[-2:])
+    if min(before, now) < 0.98 * chance_loss or now < 0.98 * before:  # learned something, or learning it now
         return None
     return (
         f"warning: the loss stands at chance, ln(batch size) = {chance_loss:.2f}: nothing has been learned yet. Are "

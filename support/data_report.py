@@ -1,13 +1,15 @@
 """What is not as it should be in a dataset, found before training and told to people."""
 
+import glob
 import hashlib
-import os
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from support.errors import UserError
 from support.images import read_image
+from support.process import usable_cores
 from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
 
@@ -58,7 +60,7 @@ def open_photos(report, paths):
         except OSError as error:
             report.unreadable[name] = str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         opened = pool.map(open_photo, paths)
         for _ in with_progress(opened, "checking photos", "photos", len(paths)):
             pass
@@ -79,10 +81,27 @@ def refuse_if_mostly_unusable(report, names_of_split, data_dir):
     for part, names in {**names_of_split, "all splits": everything}.items():
         bad = sorted(names & report.unusable)
         if len(bad) > MOST_UNUSABLE * len(names):
+            refuse_without_images(report, data_dir)
             raise UserError(
                 f"{data_dir}: of {len(names):,} photos in {part}, {len(bad):,} are missing or unreadable "
                 f"({some_of(bad)}), more than {MOST_UNUSABLE:.0%}: look whether Images/ is whole, and is the one that "
                 "captions.txt speaks of"
+            )
+
+
+def refuse_without_images(report, data_dir):
+    """Raise UserError if photos are missing for one of two reasons that many folders have."""
+    folder = Path(data_dir) / "Images"
+    if is_sharded(data_dir):
+        return
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}: put the photos there (the capital letter counts)")
+    for name in report.missing:
+        found = sorted(folder.glob(f"{glob.escape(name)}.*"))
+        if found:
+            raise UserError(
+                f"{data_dir}: the captions speak of {name!r}, and the photo is called {found[0].name!r}: write names "
+                "with their ending"
             )
 
 
@@ -120,7 +139,7 @@ def report_lines(report, splits, data_dir):
             lines.append(f"  {what}: {len(names):,} ({some_of(names)})")
     dev = splits["dev"]["image"].nunique() if "dev" in splits else 0
     if 0 < dev < 20:
-        lines.append(f"  dev has only {dev} of them: its recall means little, and picks the best epoch by chance")
+        lines.append(f"  dev has only {dev} photos: its recall means little, and picks the best epoch by chance")
     return lines
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import sys
 
 CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # characters that steer a terminal or end a file's name
@@ -15,6 +16,11 @@ class UserError(Exception):
 def shown(words):
     """Return words from elsewhere, such as a file's name, as one line: no control character reaches the terminal."""
     return re.sub(CONTROL, lambda found: ascii(found[0])[1:-1], str(words))
+
+
+def quoted(words):
+    """Return words as a shell takes them, in double quotes where that is safe."""
+    return f'"{words}"' if re.fullmatch(r"[\w ,.-]+", words) else shlex.quote(words)
 
 
 def shortened(error):
@@ -32,6 +38,9 @@ def one_line_errors():
     except UserError as error:  # what a file holds may stand in it
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # `python inference.py … | head`: the reader has left, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

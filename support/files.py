@@ -17,6 +17,8 @@ MOST_JSON = 10_000_000  # bytes of a settings file
 
 def read_json(path):
     """Return the object in a JSON file; raises UserError for one that is not there, too large, or no such thing."""
+    if not path.parent.exists():
+        raise UserError(f"there is no folder {path.parent}: name a run, or a model directory")
     if not path.is_file():  # nor a pipe, which would be waited for
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
     try:

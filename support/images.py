@@ -14,8 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from support.tars import contents, tar_of
 
-# Pillow cannot read .heic; such files are listed as skipped instead of being passed over in silence.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+READABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+# Pillow cannot read the last; such files are listed as skipped instead of being passed over in silence.
+IMAGE_SUFFIXES = READABLE_SUFFIXES | {".heic"}
 MOST_PIXELS = 100_000_000  # of a picture: a small file can unpack to more than the memory holds
 LARGE = 16_000_000  # pixels from which a picture is reduced before anything else is done with it
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # wherever a picture is opened Pillow refuses it at twice this …
@@ -75,6 +76,8 @@ def read_image(path, shrink_to=None, content=None):
                 image = image.reduce(min(image.size) // shrink_to)  # before it is copied into an array
             return np.array(image)  # a copy: Pillow's own bytes are read-only
     except UnidentifiedImageError:
+        if str(path).lower().endswith(".heic"):
+            raise OSError(f"{path}: HEIC cannot be read here: save it as JPEG") from None
         raise OSError(f"{path}: not a picture") from None
     except Image.DecompressionBombError:
         raise OSError(f"{path}: its pixels are more than {MOST_PIXELS:,}") from None

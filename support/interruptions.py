@@ -1,7 +1,8 @@
 """What reaches a run from outside: a signal, a second process on its folder, a full disk. Imports no torch.
 
-SIGTERM and SIGINT (Ctrl-C) end a run between two steps or after what is being saved (`unbroken`); a second one ends it
-at once. Nothing can be done about kill -9: so everything is written beside its place and renamed, see files.py.
+SIGINT (Ctrl-C), SIGTERM and SIGHUP (a lost connection) end a run between two steps or after what is being saved
+(`unbroken`); a second one ends it at once. Nothing can be done about kill -9: so everything is written beside its place
+and renamed, see files.py.
 """
 
 import contextlib
@@ -35,9 +36,12 @@ class Stop:
 
 
 def heed_signals():
-    """From now on let SIGTERM and SIGINT stop the run in good order."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """From now on let SIGINT, SIGTERM and SIGHUP stop the run in good order; under nohup SIGHUP stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, heed)
+    hang_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hang_up and signal.getsignal(hang_up) == signal.SIG_DFL:
+        signal.signal(hang_up, heed)
 
 
 def heed(number, frame):
@@ -77,6 +81,8 @@ def leave_quietly(worker):
     """Keep a loader's worker from ending with a fault when a signal goes to all processes of a terminal or a job."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers itself
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def how_to_go_on(run_dir):

@@ -4,7 +4,7 @@ A photo has the same pixels in every epoch, and a tower that does not learn make
 kept under a hash of all that they depend on, so that nothing stale is ever found.
 """
 
-import errno
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from support.errors import UserError
 from support.files import file_key, writable, write_file
-from support.process import is_first_process, one_process_at_first, process_count
+from support.process import is_first_process, one_process_at_first, process_count, usable_cores
 from support.progress import with_progress
 from support.tars import dataset_folder
 
@@ -55,7 +55,7 @@ def decode_once(photos, data_dir, split):
     """Return the `DecodedPhotos` of a `dataset.Photos`: from the file of an earlier run, or decoded now.
 
     The file lies beside the photos under a hash of their names, sizes and times; older ones of the split are deleted.
-    Returns None, and says so, where the disk is full. Raises UserError for a photo that cannot be read.
+    Returns None, and says so, where the file cannot be written. Raises UserError for a photo that cannot be read.
     """
     folder = dataset_folder(data_dir)
     keys = [file_key(path, folder) for path in photos.paths]
@@ -64,29 +64,38 @@ def decode_once(photos, data_dir, split):
     name = f"{split}-{photos.size}px"
     path = writable(folder / CACHE_FOLDER / f"{name}-{digest}.rgb")
     with one_process_at_first():
-        if not path.is_file() and not decode_into(path, photos, name):
+        is_whole = path.is_file() and path.stat().st_size == len(photos) * photos.size**2 * 3
+        if not is_whole and not decode_into(path, photos, name):
             return None
         return DecodedPhotos(path, photos.size)
 
 
 def decode_into(path, photos, name):
-    """Write a file of decoded photos and delete older ones of that name; returns whether there was room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file of decoded photos and delete older ones of that name; returns whether it could be written."""
+
+    def decode(row):
+        try:
+            return photos.pixels(row)
+        except OSError as error:
+            raise UserError(f"a photo can no longer be read: {error}") from None
+
     temporary = path.with_name(f"{name}-{os.getpid()}.new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Threads are enough: decoders let go of the interpreter lock.
-        with temporary.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            squares = pool.map(photos.pixels, range(len(photos)))
+        with temporary.open("wb") as file, ThreadPoolExecutor(usable_cores()) as pool:
+            squares = pool.map(decode, range(len(photos)))
             for pixels in with_progress(squares, f"decoding photos, once: {name}", "photos", len(photos)):
                 file.write(pixels.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(f"{path.parent} has no room for the decoded photos ({error}): decoding them anew in every epoch")
-            return False
-        raise UserError(f"a photo can no longer be read: {error}") from None
+        print(f"decoded photos cannot be kept ({error}): decoding them anew in every epoch")
+        return False
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     for old in path.parent.glob(f"{name}-*.rgb"):
         if old != path:  # a run that uses it has it open, and goes on
             old.unlink(missing_ok=True)

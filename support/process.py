@@ -32,6 +32,13 @@ def is_first_process():
     return process_number() == 0
 
 
+def usable_cores():
+    """Return how many cores this process may use: fewer than the machine has where it is held to some of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 # ---------------------------------------------------------------- where it computes, and how precisely
 
 

@@ -117,10 +117,10 @@ class Run:
         self.load(phase)
         self.phase = phase  # only now: a stop must not keep what is half restored
         if self.epochs_done >= self.config.epochs:
-            print(f"all {self.config.epochs} epochs are done: add --epochs N, more than these, to train on")
+            print(f"all {self.epochs_done} epochs are done: add --epochs N, more than these, to train on")
         elif phase.losses:
-            print(f"going on after epoch {self.epochs_done} of {self.config.epochs}, "
-                  f"step {len(phase.losses)} of the next")
+            print(f"going on within epoch {self.epochs_done + 1} of {self.config.epochs}, "
+                  f"after step {len(phase.losses)} of {len(phase.loader)}")
         else:
             print(f"going on after epoch {self.epochs_done} of {self.config.epochs}")
 
@@ -135,7 +135,9 @@ class Run:
         within the epoch the batches of the steps done are read again and dropped, so that whatever reads them is where
         it was; then torch's random numbers, which dropout draws, go on where they were.
         """
-        use_free_cores(phase.device)
+        line = use_free_cores(phase.device)
+        if line:
+            print(line)
         done = len(phase.losses)
         batches = iter(phase.loader)  # draws a random number itself
         for _ in range(done):
@@ -165,10 +167,10 @@ class Run:
     # ------------------------------------------------------------ what is kept
 
     def keep(self, row):
-        """Write what an epoch leaves: best/ if it is the best so far, metrics.jsonl, sometimes curves.png, and last/.
+        """Write what an epoch leaves: best/ if it is the best so far, metrics.jsonl, and last/.
 
         last/ says that the epoch is done, so it comes last: what a kill leaves unwritten is made again after a resume.
-        Then a line about the epoch is printed.
+        Then a line about the epoch is printed, and now and then curves.png is drawn.
         """
         with unbroken():
             self.epochs_done = row["epoch"]
@@ -182,14 +184,18 @@ class Run:
                     self.average.model.save_pretrained(folder)
             lines = [json.dumps(row) + "\n" for row in self.history]
             write_file(self.folder / "metrics.jsonl", "".join(lines))
-            if time.monotonic() - self.curves_drawn > CURVES_EVERY:
-                self.draw_curves()
             self.save()
             print_epoch(self.history, self.phase.chance_loss, self.config.epochs)
+            if time.monotonic() - self.curves_drawn > CURVES_EVERY:
+                self.draw_curves()
 
     def draw_curves(self):
         """Draw curves.png: now and then, because it takes as long as a short epoch, and at the end of the run."""
-        draw_curves(self.history, self.phase.chance_loss, self.folder / "curves.png")
+        path = self.folder / "curves.png"
+        try:
+            draw_curves(self.history, self.phase.chance_loss, path)
+        except OSError as error:  # the figures matter more
+            print(f"could not draw {path}: {error}")
         self.curves_drawn = time.monotonic()
 
     def keep_unfinished_epoch(self, kind, error, traceback):

@@ -257,7 +257,7 @@ def test_a_request_cannot_be_large_or_name_a_file(address, sample_dir, photos):
 
 @pytest.mark.parametrize("flags, complaint", [
     (["--gallery", "empty"], "empty holds no readable picture"),
-    (["--checkpoint", "nowhere"], "nowhere is not a model directory"),
+    (["--checkpoint", "nowhere"], "there is no folder nowhere: name a run, or a model directory"),
     (["--port", "{taken}"], "--port 0 takes any that is free"),
 ])
 def test_what_cannot_be_ends_in_one_line(workplace, flags, complaint):

@@ -94,6 +94,8 @@ def test_impossible_flags_are_refused_and_named(flags, complaint, capsys):
     (["--query", "a dog", "--top-k", "0"], "--top-k 0 cannot be"),
     (["--query", "a dog", "--batch-size", "0"], "--batch-size 0 cannot be"),
     (["--query", "a dog", "--gallery", ".", "--split", "dev"], "left out with --gallery"),
+    (["--query", "a dog", "--explain", "--no-picture"], "leave --no-picture out"),
+    (["--export", "onnx", "--device", "cuda"], "--export and --device do not go together"),
 ])
 def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -105,6 +107,7 @@ def test_inference_needs_one_thing_to_look_for(flags, complaint, capsys):
     (["--split", "validation"], "'train', 'dev', 'test'"),
     (["--batch-size", "0"], "--batch-size 0 cannot be"),
     (["--workers", "-1"], "--workers -1 cannot be"),
+    (["--zero-shot", ".", "--split", "dev"], "leave --data-dir and --split out"),
 ])
 def test_evaluate_refuses_what_cannot_be(flags, complaint, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -150,8 +153,11 @@ def test_damaged_settings_are_one_clear_line(text, complaint):
 
 
 def test_a_folder_without_settings_is_not_a_model_directory():
-    with pytest.raises(UserError, match="nowhere is not a model directory"):
+    with pytest.raises(UserError, match="there is no folder nowhere: name a run, or a model directory"):
         Config.load("nowhere/config.json")
+    Path("empty").mkdir()
+    with pytest.raises(UserError, match="empty is not a model directory: it has no config.json"):
+        Config.load("empty/config.json")
 
 
 def save_run(name, seconds, **changes):

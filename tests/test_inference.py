@@ -136,6 +136,12 @@ def test_unreadable_pictures_are_skipped_counted_and_not_tried_again(folder, che
     assert open_gallery(folder, checkpoint).embedded == 2
 
 
+def test_heic_is_told_apart_from_what_is_no_picture(folder, checkpoint):
+    (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    (reason,) = open_gallery(folder, checkpoint).skipped.values()
+    assert reason == f"{folder / 'phone.HEIC'}: HEIC cannot be read here: save it as JPEG"
+
+
 def test_a_passing_fault_is_not_remembered(folder, checkpoint, monkeypatch):
     """chmod changes neither size nor time of a file, so a fault that the system reports must be tried again."""
     really = dataset.read_image
@@ -363,10 +369,22 @@ def test_json_is_complete_even_if_the_picture_cannot_be_written(workplace, folde
     assert process.returncode == 2 and len(json.loads(process.stdout)["matches"]) == 6
 
 
+def test_a_picture_of_the_gallery_is_not_drawn_over(workplace, folder):
+    before = (folder / "0.jpg").read_bytes()
+    ask = ["inference.py", "--query", "a dog", "--gallery", folder]
+    process = run_script(*ask, "--output", folder / "0.jpg", cwd=workplace, check=False)
+    assert process.returncode == 2
+    assert f"--output {folder / '0.jpg'} is a picture in the gallery: name another file" in process.stderr
+    assert (folder / "0.jpg").read_bytes() == before
+    run_script(*ask, "--output", folder / "new.jpg", cwd=workplace)
+    assert (folder / "new.jpg").is_file()
+
+
 @pytest.mark.parametrize("flags, complaint", [
-    (["--gallery", "nowhere"], "--gallery nowhere is not a folder"),
+    (["--gallery", "nowhere"], "--gallery nowhere: there is no such folder"),
+    (["--gallery", "train.log"], "--gallery train.log is not a folder"),
     (["--gallery", "empty"], "empty holds no readable picture"),
-    (["--checkpoint", "nowhere"], "nowhere is not a model directory"),
+    (["--checkpoint", "nowhere"], "there is no folder nowhere: name a run, or a model directory"),
     (["--checkpoint", "orphan"], "the data trained on, gone/data, is not here: name a folder with --gallery DIR"),
     (["--output", "matches.txt"], "--output matches.txt: choose a name that ends in"),
     (["--output", "train.log/matches.png"], "--output train.log/matches.png cannot be written"),

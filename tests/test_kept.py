@@ -1,6 +1,6 @@
 """What need not be computed twice: many at once equals one by one, and what was made is found again, and only then."""
 
-import errno
+import resource
 from dataclasses import replace
 
 import pandas as pd
@@ -164,16 +164,33 @@ def test_an_interruption_leaves_no_half_of_a_file(data, monkeypatch):
     assert not list((folder / CACHE_FOLDER).iterdir())
 
 
-def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, monkeypatch, capsys):
+def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, capsys):
     folder, table = data
-
-    def full(path, size, content=None):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(dataset, "read_square", full)  # as when the row is written
-    assert decoded_photos(table, folder, 48, "train") is None
-    assert "decoding them anew in every epoch" in capsys.readouterr().out
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # twelve photos need more
+    try:
+        assert decoded_photos(table, folder, 48, "train") is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().out
+    assert "File too large" in said and "decoding them anew in every epoch" in said
     assert not list((folder / CACHE_FOLDER).iterdir())
+
+
+def test_a_photo_that_is_gone_is_not_taken_for_a_full_disk(data):
+    folder, table = data
+    image_path(folder, table["image"][0]).unlink()
+    with pytest.raises(UserError, match="a photo can no longer be read: .*No such file"):
+        decoded_photos(table, folder, 48, "train")
+
+
+@pytest.mark.parametrize("size", [0, 5, 48 * 48 * 3])
+def test_a_file_that_was_cut_off_is_made_anew(data, size):
+    folder, table = data
+    decoded = decoded_photos(table, folder, 48, "train")
+    whole = decoded.path.read_bytes()
+    decoded.path.write_bytes(whole[:size])
+    assert decoded_photos(table, folder, 48, "train").path.read_bytes() == whole
 
 
 def test_a_file_that_is_deleted_stays_open_for_the_run_that_uses_it(data):

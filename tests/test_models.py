@@ -1,5 +1,6 @@
 """models.py: losses against naive loops and numbers by hand, towers that stay frozen, directories that load again."""
 
+import copy
 import math
 import shutil
 from dataclasses import replace
@@ -311,6 +312,23 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
     assert len(got) == len(expected) > 20
     for mine, theirs in zip(got, expected, strict=True):
         assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_micro_batches_show_each_photo_to_batch_norm_once(tower_flags):
+    model = pretrained_clip(tower_flags, fix_batch_norm=False).train()
+    alike = copy.deepcopy(model)
+    batch = batch_of(pixel_batch(9), *text_batch(model, CAPTIONS * 3))
+    images, texts = MicroBatches(model, 3)(batch)
+    (images.sum() + texts.sum()).backward()  # embeds each part again
+    for part in batch.in_parts(3):
+        alike(part)
+    moved = 0
+    for name, statistic in model.named_buffers():
+        if "running" in name:
+            moved += 1
+            assert torch.allclose(statistic, alike.get_buffer(name), atol=1e-6), name
+    assert moved > 2
+    assert {layer.momentum for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)} == {0.1}
 
 
 def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from data import sample_scenes
 from data.sample_scenes import PLACES, Scene, all_scenes, captions_of, draw_scene, write_sample
 from dataset import load_splits
+from support.errors import UserError
 
 
 def digest(directory):
@@ -106,6 +108,13 @@ def test_dev_and_test_hold_known_words_in_captions_of_their_own(sample_dir):
 def test_impossible_counts_are_refused(tmp_path, counts, complaint):
     with pytest.raises(ValueError, match=complaint):
         write_sample(tmp_path / "sample", **counts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_drawing_process_that_dies_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(sample_scenes, "draw_scene", lambda *_: os._exit(1))  # as one that the system has killed
+    with pytest.raises(UserError, match="a process that drew scenes was killed"):
+        write_sample(tmp_path / "sample", train=20, dev=2, test=2)
     assert not list(tmp_path.iterdir())
 
 

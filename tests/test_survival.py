@@ -205,6 +205,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(start, run, whole
     (at_step, (3, receive, signal.SIGINT), [], 3),  # before anything else was kept
     (at_step, (12, receive, signal.SIGTERM), [], 6),
     (while_measuring, (signal.SIGTERM,), [], 6),
+    (at_step, (8, receive, signal.SIGHUP), [], 2),
     (at_step, (10, receive_with_workers, signal.SIGINT), ["--workers", 2, "--no-cache"], 4),
     (at_step, (10, receive_with_workers, signal.SIGTERM), ["--workers", 2, "--no-cache"], 4),
 ])
@@ -214,7 +215,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_after_it(run, whole, tmp_pat
     assert "go on with: python train.py --resume --run-dir run" in log and f"{steps} of 6 steps are done" in log
     assert len(progress_of(tmp_path)["losses"]) == steps
     status, log = run(tmp_path, "--resume", *flags)
-    assert status == 0 and f"step {steps} of the next" in log, log
+    assert status == 0 and f"after step {steps} of 6" in log, log
     if not flags:  # decoded by other processes, anew in each epoch, to the same pixels
         assert outcome(tmp_path) == whole[0]
     else:
@@ -279,7 +280,7 @@ def test_a_run_that_the_previous_version_left_within_an_epoch_goes_on(run, whole
     (last / "config.json").write_text(json.dumps(settings | {"cached_views": 1}, indent=2) + "\n")
 
     status, log = run(tmp_path, "--resume")
-    assert status == 0 and "going on after epoch 1 of 3, step 2 of the next" in log, log
+    assert status == 0 and "going on within epoch 2 of 3, after step 2 of 6" in log, log
     (rows, weights), (expected_rows, expected_weights) = outcome(tmp_path), whole[0]
     assert weights == expected_weights
     assert rows == [expected_rows[0] | figures, *expected_rows[1:]]

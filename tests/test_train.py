@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import train
 from config import PRESETS, Config
-from dataset import load_splits
+from dataset import load_splits, load_usable_splits
 from evaluate import embed_split, report_of
 from models import CLIP
 from support.averaging import RunningMean
@@ -26,7 +26,7 @@ from support.errors import UserError
 from support.files import replacing
 from support.interruptions import repair
 from support.run import Run
-from train import lr_factor, make_phase, parameter_groups, train_one_epoch
+from train import load_data, lr_factor, main, make_phase, parameter_groups, train_one_epoch
 
 
 def lines_of(run_dir):
@@ -120,6 +120,7 @@ def test_a_loss_at_chance_is_reported():
     assert warning_at_chance(at, 4.605) is None
     assert warning_at_chance(at[:1], 4.605) is None
     assert warning_at_chance(at[:2], None) is None
+    assert warning_at_chance([{"train_loss": 5.2}, {"train_loss": 4.6}], 4.605) is None  # it falls
 
 
 SMALL = replace(PRESETS["sample"], image_encoder="test_resnet", image_size=32, scratch_layers=1, scratch_width=64,
@@ -262,7 +263,7 @@ def test_a_run_says_what_it_does(workplace, sample_dir):
     assert f"{sample_dir}: 640 captions; photos: train 96, dev 16, test 16" in output
     assert any(line.startswith("epoch   4/4") and "dev R@1/5/10" in line for line in output)
     assert [line.startswith("epoch   1/4") for line in output if line.endswith(" to go")] == [True]
-    assert "  dev has only 16 of them: its recall means little, and picks the best epoch by chance" in output
+    assert "  dev has only 16 photos: its recall means little, and picks the best epoch by chance" in output
     assert any("16 photos of the test split" in line for line in output)
 
 
@@ -314,7 +315,7 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags, tmp_pa
 @pytest.mark.parametrize("flags, complaint", [
     (["--run-dir", "runs/first"], "runs/first already holds a run: add --resume"),
     (["--run-dir", "runs/first", "--resume", "--loss", "soft"], "other settings (loss clip -> soft): drop these flags"),
-    (["--run-dir", "runs/none", "--resume"], "runs/none/last is not a model directory"),
+    (["--run-dir", "runs/none", "--resume"], "there is no folder runs/none/last: name a run"),
     (["--run-dir", "train.log"], "--run-dir train.log is a file"),
     (["--data-dir", "nowhere"], "there is no dataset folder nowhere"),
     (["--data-dir", "empty"], "empty has no captions.txt"),
@@ -330,6 +331,32 @@ def test_what_cannot_be_ends_in_one_line(workplace, train_flags, flags, complain
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert process.returncode == 2 and len(errors) == 1 and complaint in errors[0]
     assert "Traceback" not in process.stderr and sorted(workplace.rglob("*")) == before
+
+
+def test_curves_that_cannot_be_drawn_lose_no_epoch(tmp_path, sample_dir, capsys, monkeypatch):
+    monkeypatch.setattr("support.run.CURVES_EVERY", 0)
+    config = replace(SMALL, data_dir=sample_dir, run_dir=tmp_path / "run", epochs=1, precision="fp32")
+    (config.run_dir / "curves.png").mkdir(parents=True)
+    main(config)
+    assert f"could not draw {config.run_dir / 'curves.png'}" in capsys.readouterr().out
+    assert (config.run_dir / "last" / "trainer.json").exists() and len(lines_of(config.run_dir)) == 1
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda data: (data / "Images").rename(data / "images"), r"there is no folder .*Images: put the photos there"),
+    (lambda data: (data / "captions.txt").write_text((data / "captions.txt").read_text().replace(".jpg,", ",")),
+     r"the captions speak of 'scene_\d+', and the photo is called 'scene_\d+.jpg'"),
+])
+def test_two_reasons_why_all_photos_are_missing_are_told(tmp_path, sample_dir, damage, complaint):
+    shutil.copytree(sample_dir, tmp_path / "data")
+    damage(tmp_path / "data")
+    with pytest.raises(UserError, match=complaint):
+        load_usable_splits(tmp_path / "data")
+
+
+def test_shards_an_epoch_are_refused_where_there_are_none(sample_dir):
+    with pytest.raises(UserError, match="--epoch-shards counts shards, and .* is a folder"):
+        load_data(replace(SMALL, data_dir=sample_dir, epoch_shards=2))
 
 
 def test_broken_photos_and_unused_weights_are_named(tmp_path, sample_dir, train_flags, tower_flags):
