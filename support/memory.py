@@ -28,7 +28,8 @@ def pairs_that_fit(model, batch_of, batch_size):
     """Return how many pairs of a batch are to be computed at a time: all of them, or as many as memory holds.
 
     model: with what trains set to train. batch_of: a function that returns a batch of so many pairs, as large as they
-    come. The parts of a batch are of like size.
+    come. The parts of a batch are of like size. Where not even two pairs fit this says so, and returns two: what is
+    free now may be more in a moment.
     """
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     room = room_for_training(model.device) - BYTES_PER_WEIGHT * weights
@@ -37,7 +38,15 @@ def pairs_that_fit(model, batch_of, batch_size):
     for_twice_as_many = kept_for_backward(model, batch_of(2 * few))
     bytes_per_pair = BEYOND_WHAT_IS_KEPT * (for_twice_as_many - for_few) / few
 
-    most = max(2, int(room / max(bytes_per_pair, 1)))
+    most = int(room / max(bytes_per_pair, 1))
+    if most < 2:
+        needed = memory_in_use() + BYTES_PER_WEIGHT * weights + 2 * bytes_per_pair
+        print(
+            f"warning: this may be ended for want of memory, of which it needs about {needed / 1e9:.1f} GB: end other "
+            "programs, or choose smaller towers, a smaller --image-size, or --freeze both",
+            flush=True,
+        )
+        most = 2
     parts = -(-batch_size // most)
     return -(-batch_size // parts)
 

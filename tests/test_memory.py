@@ -59,11 +59,12 @@ def test_what_is_kept_by_hand_and_nothing_is_moved():
     (0.1, 32, 2),  # two at least: of one there is no mean
     (-5, 7, 2),
 ])
-def test_a_batch_is_cut_into_as_few_parts_as_fit(monkeypatch, pairs, batch, part):
+def test_a_batch_is_cut_into_as_few_parts_as_fit(monkeypatch, capsys, pairs, batch, part):
     weights = BYTES_PER_WEIGHT * (10 * 100 + 100)
     room = weights + pairs * BEYOND_WHAT_IS_KEPT * (10 + 100) * 4 + 1  # a byte for rounding
     monkeypatch.setattr(memory, "room_for_training", lambda device: room)
     assert pairs_that_fit(Small(), batch_of, batch) == part
+    assert ("may be ended for want of memory" in capsys.readouterr().out) == (pairs < 2)
 
 
 @pytest.mark.parametrize("version", [1, 2])
