@@ -35,7 +35,7 @@ from dataset import Batch, pad, tokenize
 from models import CLIP, TextEncoder
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
-from support.errors import one_line_errors
+from support.errors import UserError, one_line_errors, shortened
 from support.memory import pages_of_this_process, pairs_that_fit
 from support.process import start_process
 from support.wordpiece import train_tokenizer
@@ -143,16 +143,23 @@ def run(flags, way, *more):
     command = [sys.executable, __file__, "--way", way, "--steps", str(flags.steps), "--batch-size",
                str(flags.batch_size), "--micro-batch", str(flags.micro_batch), "--image-encoder", flags.image_encoder,
                "--text-layers", str(flags.text_layers), *more]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return tuple(map(float, done.stdout.split())), done.stderr
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(shortened(done.stderr.strip().splitlines()[-1]))
+    return tuple(map(float, done.stdout.splitlines()[-1].split())), done.stderr
 
 
 def under_limits(flags):
     """Print in which parts a batch is computed where memory is scarce, how long that takes, and its peak."""
     print("| memory, GB | pairs at a time | seconds a step | peak, GB |\n|---|---|---|---|")
     for limit in flags.limits:
-        (seconds, megabytes, _), said = run(flags, "what fits", "--limits", str(limit))
-        print(f"| {limit:g} | {said.split()[-1]} of {flags.batch_size} | {seconds:.1f} | {megabytes / 1024:.1f} |")
+        try:
+            (seconds, megabytes, _), said = run(flags, "what fits", "--limits", str(limit))
+        except UserError:
+            print(f"| {limit:g} | does not fit | | |", flush=True)
+            continue
+        print(f"| {limit:g} | {said.split()[-1]} of {flags.batch_size} | {seconds:.1f} | {megabytes / 1024:.1f} |",
+              flush=True)
 
 
 def main(flags):

@@ -160,7 +160,7 @@ def repair(run_dir):
         put_back_what_was_replaced(run_dir / name)
 
 
-# ---------------------------------------------------------------- a full disk, a lost process
+# ---------------------------------------------------------------- a full disk, no memory, a lost process
 
 
 @contextlib.contextmanager
@@ -175,6 +175,9 @@ def one_line_for_interruptions(run_dir):
     except Exception as error:
         if is_full(error):
             raise UserError(f"no room to write: {error}. Free some; {how_to_go_on(run_dir)}") from None
+        if is_out_of_memory(error):
+            line = "no memory left: try a smaller --micro-batch, or train anew with smaller towers or --freeze both"
+            raise UserError(f"{line}; {how_to_go_on(run_dir)}") from None
         if is_lost_process(error):
             line = "another process of this run has ended, see its message"
             raise UserError(f"{line}; {how_to_go_on(run_dir)}") from None
@@ -187,6 +190,13 @@ def is_full(error):
         return True
     code = re.search(r"\(os error (\d+)\)", str(error))  # safetensors has no errno
     return code is not None and int(code[1]) in FULL
+
+
+def is_out_of_memory(error):
+    """Return whether an error says that there is no memory left, on the GPU or beside it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def is_lost_process(error):

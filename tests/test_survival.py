@@ -317,6 +317,13 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(run, whole, tmp_
 # ---------------------------------------------------------------- a second process, other settings
 
 
+def test_no_memory_left_is_one_line(run, whole, tmp_path):
+    status, log = run(tmp_path, damage=at_step, arguments=(8, torch.empty, 2**50))
+    assert status == 2 and "Traceback" not in log, log
+    assert "error: no memory left: try a smaller --micro-batch" in log and "go on with: python train.py --resume" in log
+    assert run(tmp_path, "--resume", "--micro-batch", 16)[0] == 0 and outcome(tmp_path) == whole[0]
+
+
 def test_a_second_process_on_the_same_run_is_refused_and_the_first_is_not_disturbed(start, run, whole, tmp_path):
     first = start(tmp_path, damage=at_step, arguments=(8, wait_for, "go"))
     while not (tmp_path / "waiting").exists():
