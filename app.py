@@ -166,7 +166,7 @@ def main(flags):
         tell("loading the model")
         page.warm()
     shown_host = f"[{host}]" if ":" in host else host
-    print(f"http://{shown_host}:{port} shows {page.about()} (Ctrl-C ends it)", flush=True)
+    print(f"http://{shown_host}:{port} shows {page.about()}\nCtrl-C ends it", flush=True)
     server(app, flags.host).run([listener])
 
 
@@ -182,9 +182,9 @@ def open_gallery(checkpoint, flags, tell):
         progress=tell,
     )
     for reason in list(gallery.skipped.values())[:5]:
-        print(f"skipped: {shown(reason)}")
+        print(f"skipped: {shown(reason)}", file=sys.stderr)
     if gallery.unsaved:
-        print(f"the index cannot be saved, so the next start embeds again: {gallery.unsaved}")
+        print(f"the index cannot be saved, so the next start embeds again: {gallery.unsaved}", file=sys.stderr)
     if not gallery.files:
         raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(READABLE_SUFFIXES))})")
     gallery.embedder.workers = 0  # from here on it embeds single pictures: no processes for them
@@ -192,7 +192,7 @@ def open_gallery(checkpoint, flags, tell):
         tell("making the text tower ready")
         reason = gallery.embedder.keep_text_tower()
         if reason:
-            print(f"prompts are answered with torch, for this text tower cannot be kept ready for them: {reason}")
+            print(f"prompts take longer, for the text tower cannot be kept ready: {reason}", file=sys.stderr)
     return gallery
 
 
