@@ -29,6 +29,17 @@ from support.wordpiece import train_tokenizer
 ROOT = Path(__file__).parents[1]
 
 
+# Files that take long: begun first, so that none of them runs alone at the end, beside an idle core.
+SLOW = ("supply_chain", "benchmarks", "train", "towers", "distributed", "survival", "app_attacks", "app", "gallery",
+        "shards", "hostile_checkpoints", "damaged_folder", "inference", "flickr8k")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of slow files first."""
+    names = [f"test_{name}.py" for name in SLOW]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
 @functools.cache
 def script_server():
     """Start, once, what runs scripts without importing torch again for each."""

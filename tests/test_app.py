@@ -44,14 +44,17 @@ def running_app(gallery, checkpoint, **environment):
     command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", gallery, "--port", port]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=gallery.parent,
                                env={**os.environ, **environment})
-    status, content = None, b""
-    while status is None and process.poll() is None:
-        with contextlib.suppress(ConnectionError):
-            status, content = get(f"http://127.0.0.1:{port}")
-    assert status == 503 and b"One moment: " in content
-    yield f"http://127.0.0.1:{port}", process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    try:
+        status, content = None, b""
+        while status is None and process.poll() is None:
+            with contextlib.suppress(ConnectionError):
+                status, content = get(f"http://127.0.0.1:{port}")
+        assert status == 503 and b"One moment: " in content
+        yield f"http://127.0.0.1:{port}", process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()  # where a test has failed
 
 
 @pytest.fixture(scope="module")
