@@ -6,6 +6,8 @@ import io
 from support.errors import shown
 from support.files import write_file
 
+COPIES_NAMED = 3  # of the pictures that look like a match; --json names them all
+
 
 def match_table(matches):
     """Return `inference.Match`es as lines of text."""
@@ -13,7 +15,10 @@ def match_table(matches):
     for match in matches:
         line = f"{match.rank:>4}  {match.score:.3f}  {match.file}"
         if match.copies:
-            line += f"  (like it: {', '.join(copy.name for copy in match.copies)})"
+            names = [copy.name for copy in match.copies[:COPIES_NAMED]]
+            if len(match.copies) > COPIES_NAMED:
+                names.append(f"{len(match.copies) - COPIES_NAMED:,} more")
+            line += f"  (like it: {', '.join(names)})"
         lines.append(shown(line))
     return lines
 

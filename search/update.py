@@ -10,7 +10,7 @@ from support.files import model_stamps, name_below, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
 
-SMALLEST_PART = 256  # pictures embedded before the index is saved, so that an interrupted start need not begin anew
+SMALLEST_PART = 512  # pictures embedded before the index is saved, so that an interrupted start need not begin anew
 MOST_PARTS = 20  # of a large gallery: to write its index takes time, too
 EXCEPTIONS = 2  # everyday prompts for which a gallery may have no good picture
 

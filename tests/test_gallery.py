@@ -183,7 +183,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
     folder, parts = tmp_path / "many", []
     folder.mkdir()
     source = next((sample_dir / "Images").iterdir())
-    for number in range(400):  # more than the 256 after which an index is saved
+    for number in range(600):  # more than the 512 after which an index is saved
         os.link(source, folder / f"{number:03}.jpg")
     really = Embedder.embed_files
 
@@ -197,7 +197,7 @@ def test_an_interrupted_start_goes_on_where_it_stopped(tmp_path, sample_dir, che
     with pytest.raises(KeyboardInterrupt):
         Gallery(folder, checkpoint, progress=False)
     gallery = Gallery(folder, checkpoint, progress=False)
-    assert parts == [256, 144, 144] and gallery.embedded == 144 and len(gallery.files) == 400
+    assert parts == [512, 88, 88] and gallery.embedded == 88 and len(gallery.files) == 600
 
 
 def test_a_split_is_read_again_when_its_captions_or_photos_change(tmp_path, sample_dir, checkpoint):

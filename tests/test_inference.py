@@ -18,6 +18,7 @@ from inference import Gallery, Match
 from models import CLIP, ImageEncoder, embed_images, embed_texts
 from search.drawing import draw_matches
 from search.index import INDEX_NAME, read_index
+from search.tables import match_table
 from support.errors import UserError
 from support.files import fingerprint
 from support.prompts import EVERYDAY
@@ -40,6 +41,14 @@ def open_gallery(folder, checkpoint, **arguments):
 
 
 # ---------------------------------------------------------------- from Python
+
+
+def test_of_many_copies_a_few_are_named():
+    copies = tuple(Path(f"{number}.jpg") for number in range(1200))
+    _, line = match_table([Match(1, Path("a.jpg"), 0.5, copies)])
+    assert line == "   1  0.500  a.jpg  (like it: 0.jpg, 1.jpg, 2.jpg, 1,197 more)"
+    _, line = match_table([Match(1, Path("a.jpg"), 0.5, copies[:3])])
+    assert line == "   1  0.500  a.jpg  (like it: 0.jpg, 1.jpg, 2.jpg)"
 
 
 def test_search_ranks_by_cosine(folder, checkpoint):
