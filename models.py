@@ -27,7 +27,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 from config import Config
 from dataset import pad, tokenize
 from support.big_batch import blockwise_clip_loss, gather_embeddings
-from support.cores import use_free_cores
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
 from support.hub import loading, model_folder, upload
@@ -423,7 +422,6 @@ def embed_images(model, loader, encode=None, title=None):
     {row: OSError}. With a tower as `encode` they are features, (N, F). Several processes share the work, and all get
     all of it. `title` is what a person who waits is told.
     """
-    use_free_cores(model.device)
     encode = encode or model.encode_image
     outputs = []
     rows = []

@@ -1,5 +1,6 @@
 """Bring the index of a gallery up to date: embed the pictures that are new or have changed, and no others."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,8 @@ def up_to_date_index(pictures, embedder, progress=True):
     new = from_first_process([name for name in stamps if name not in entries])
 
     # Embed what is new, a part at a time.
+    if new:
+        compute_beside_others(embedder)
     embeddings = known.embeddings  # (N, D)
     looks = known.looks  # (N, 192)
     part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
@@ -64,6 +67,15 @@ def up_to_date_index(pictures, embedder, progress=True):
     if index.about() != known.about():
         save(index, pictures)
     return index, len(embeddings) - len(known.embeddings)
+
+
+def compute_beside_others(embedder):
+    """Leave other programs their cores while pictures are embedded; says so on standard error."""
+    from support.cores import use_free_cores  # it imports torch, which embedding needs
+
+    line = use_free_cores(embedder.model.device)
+    if line and is_first_process():
+        print(line, file=sys.stderr)
 
 
 def index_of_this_model(index_file, embedder):

@@ -2,9 +2,9 @@
 
 The threads of a convolution wait for each other at every layer. Where one of them shares its core with another
 program, all wait for it: with one busy program on two cores, two threads take twice to four times as long as one,
-however long they spin while they wait. So what others use is looked at before each epoch, and torch gets as many
-threads as there are cores left. Figures differ in their last digits with the number of threads; OMP_NUM_THREADS fixes
-it.
+however long they spin while they wait. So what others use is looked at before each epoch, and before a gallery is
+embedded, and torch gets as many threads as there are cores left. Figures differ in their last digits with the number
+of threads; OMP_NUM_THREADS fixes it.
 """
 
 import os
