@@ -372,7 +372,7 @@ class CaptionDataset(Dataset):
             text = self.token_ids[caption_row]
         return Item(photo_row, image, text)
 
-    def largest_batch(self, pair_count):
+    def make_largest_batch(self, pair_count):
         """Return a `Batch` of so many pairs that takes as much memory as any: blank photos, the longest caption."""
         image = np.zeros((self.photos.size, self.photos.size, 3), np.uint8)
         text = max(self.token_ids, key=len)

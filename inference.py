@@ -108,8 +108,8 @@ class Gallery:
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
-        self.embeddings = index.embeddings  # (N, D)
-        self.looks = index.looks  # (N, 192), by which near-duplicates are told
+        self.embeddings = index.embeddings  # (N, D), a row for each readable file, in the order of `files` below
+        self.looks = index.looks  # (N, 192), thumbnails of 8 x 8 colours, by which near-duplicates are told
         # What the best picture scores for everyday prompts, such as "a dog runs through the grass": the third lowest of
         # 32 such scores. A prompt that stays below it asks for something that is likely not here.
         self.usual_score = index.usual
@@ -131,7 +131,7 @@ class Gallery:
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
         embedding = self.query_embedding(query, image, minus)  # (D,)
-        return matches_from(threshold, self.rank(embedding, top_k, fold))
+        return at_least(threshold, self.rank(embedding, top_k, fold))
 
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
@@ -154,7 +154,7 @@ class Gallery:
                 raise UserError(f"the example picture cannot be read: {example.faults[0]}")
             wanted.append(example.embeddings.astype(np.float32))  # (1, D)
         embedding = np.concatenate(wanted).mean(axis=0)  # (D,)
-        if minus:  # by half: all texts are a little alike, and that much is not meant
+        if minus:  # by half, because all of it would take away what every text has in common, too
             embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
         return embedding / np.linalg.norm(embedding)
 
@@ -164,9 +164,9 @@ class Gallery:
             return []
         # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
         # top_k of them, because a good match may have a thousand copies.
-        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000)
+        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000)  # of this one query
         if fold:
-            groups = groups_that_look_the_same(self.looks[rows], top_k)
+            groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places among `rows`, the best first
         else:
             groups = [[place] for place in range(min(top_k, len(rows)))]
 
@@ -205,12 +205,12 @@ class Gallery:
             rows = slice(start, start + 8192)
             pictures = self.embeddings[rows].astype(np.float32)  # (n, D)
             logits = self.embedder.logit_scale * pictures @ labels_embedded.T  # (n, D) x (D, K) -> (n, K)
-            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probabilities[rows] = odds / odds.sum(axis=1, keepdims=True)
+            exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities[rows] = exponentials / exponentials.sum(axis=1, keepdims=True)
         return probabilities
 
 
-def matches_from(threshold, matches):
+def at_least(threshold, matches):
     """Return the matches that score so much or more; all of them where the threshold is None."""
     return [match for match in matches if threshold is None or match.score >= threshold]
 
@@ -229,9 +229,10 @@ class Answer(NamedTuple):
 def find_pictures(gallery, flags):
     """Answer which pictures fit prompts, or an example picture, best."""
     prompts = [*flags.query, *flags.plus]
+    # As `gallery.search`, in its steps: the embedding explains as well, and the best score is told in any case.
     embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
     found = gallery.rank(embedding, flags.top_k, flags.fold)
-    matches = matches_from(flags.threshold, found)
+    matches = at_least(flags.threshold, found)
 
     # For people: what is remarkable about the prompts, a table, and whether it is any good.
     title = title_of(flags)
@@ -259,7 +260,7 @@ def find_pictures(gallery, flags):
 
 
 def remarks_on_prompts(gallery, prompts):
-    """Return what a person should know about some prompts as lines, each once."""
+    """Return what a person should know about prompts, such as that one is too long, as lines, each once."""
     lines = []
     for prompt in prompts:
         lines += gallery.embedder.remarks(prompt)
@@ -381,7 +382,7 @@ def main(flags):
 
 
 def refuse_output(flags):
-    """Raise UserError for an --output that no answer can be drawn or written into, or that is a picture of theirs."""
+    """Raise UserError for an --output that can hold no answer, or that is a picture of the gallery."""
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")

@@ -298,7 +298,8 @@ class CLIP(nn.Module):
 
     def loss(self, image_embeddings, text_embeddings):
         """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all."""
-        images = gather_embeddings(image_embeddings)  # (B, D); with several processes, B counts the pairs of all
+        # With several processes B counts the pairs of all, and gradients find their way back to each.
+        images = gather_embeddings(image_embeddings)  # (B, D)
         texts = gather_embeddings(text_embeddings)
         scale = self.logit_scale.exp()
         if self.config.loss == "siglip":
@@ -392,9 +393,14 @@ class CLIP(nn.Module):
     @classmethod
     def without_weights(cls, directory, config, tokenizer):
         """Build the model whose settings lie in a model directory, without its weights."""
-        image_encoder = ImageEncoder(f"local-dir:{directory / 'image_encoder'}", False, config.image_size)
+        image_folder = f"local-dir:{directory / 'image_encoder'}"
+        image_encoder = ImageEncoder(image_folder, pretrained=False, image_size=config.image_size)
         text_encoder = TextEncoder.from_name(
-            str(directory / "text_encoder"), False, config.pooling, config.max_tokens, tokenizer
+            str(directory / "text_encoder"),
+            pretrained=False,
+            pooling=config.pooling,
+            max_tokens=config.max_tokens,
+            tokenizer=tokenizer,
         )
         return cls(config, image_encoder, text_encoder)
 
@@ -420,7 +426,7 @@ def embed_images(model, loader, encode=None, title=None):
 
     Returns an (N, D) tensor on the CPU of the pictures that could be read, their rows, and a dict of the others,
     {row: OSError}. With a tower as `encode` they are features, (N, F). Several processes share the work, and all get
-    all of it. `title` is what a person who waits is told.
+    all of it. `title` names the progress bar.
     """
     encode = encode or model.encode_image
     outputs = []
@@ -446,8 +452,8 @@ def embed_images(model, loader, encode=None, title=None):
 def embed_texts(model, texts, batch_size=128, encode=None, title=None):
     """Embed texts with `encode`, by default `model.encode_text`: (M, D) on the CPU, or (M, F) of a tower.
 
-    Texts of like length share a batch, so little of it is padding. Several processes share the work. `title` is
-    what a person who waits is told.
+    Texts of like length share a batch, so little of it is padding. Several processes share the work. `title`
+    names the progress bar.
     """
     encode = encode or model.encode_text
     tower = model.text_encoder

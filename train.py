@@ -82,8 +82,8 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     model.train()
     start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
     average.follow(model)  # finds which weights move; `update` below moves the mean after them
-    # As `for step, batch in enumerate(phase.loader)`, but steps count from the start of the phase, a run that stopped
-    # within an epoch goes on there (after as many steps as there are losses), and batches come on the model's device.
+    # As `for step, batch in enumerate(phase.loader)`, but steps count from the start of the phase, batches come on the
+    # model's device, and an epoch that was interrupted goes on after its len(phase.losses) steps.
     for step, batch in run.steps(phase, epoch):
         phase.set_learning_rates(step)  # linear warm-up, then a cosine to 0
 
@@ -100,14 +100,14 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         norm = nn.utils.clip_grad_norm_(phase.weights, config.grad_clip)
 
         phase.losses.append(loss.item())  # for the mean; and a run that stops goes on after so many steps
-        # Not finite: in fp16 the step is skipped and counted, for that happens now and then; otherwise the run stops
-        # here and names the photos. The scaler would skip the step itself, but not the clamp and the mean.
-        if run.is_finite(step, loss, norm, phase, batch, (image_embeddings, text_embeddings)):
+        # Not if loss or norm is no number: in fp16 that happens now and then, and the step is counted as skipped;
+        # otherwise the run stops here and names the photos. The scaler skips the step, but not the clamp and the mean.
+        if run.accepts_step(step, loss, norm, phase, batch, (image_embeddings, text_embeddings)):
             phase.scaler.step(phase.optimizer)
             model.clamp_logit_scale()
-            average.update(step)  # the first steps of a phase count most: the mean hardly remembers the phase before
+            average.update(step)  # it looks back over few steps while there are few: the phase before is soon forgotten
         else:
-            average.put_statistics_back()  # those of BatchNorm, which the forward pass has spoilt
+            average.put_statistics_back()  # the model's BatchNorm statistics, spoilt by this batch, from the mean's
         phase.scaler.update()
     return phase.figures()
 
@@ -122,7 +122,7 @@ class Phase:
     pairs: CaptionDataset
     loader: DataLoader  # gives `dataset.Batch`es; with several processes, to each its part
     micro_batch: int  # pairs whose activations are in memory at a time
-    forward: nn.Module  # embeds a batch; with several processes, it also averages their gradients
+    forward: nn.Module  # the model, which embeds a batch; where needed inside MicroBatches and DistributedDataParallel
     weights: list  # the parameters that train
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -130,11 +130,11 @@ class Phase:
     warmup: float
     device: torch.device
     chance_loss: float | None  # the loss of a model that knows nothing, ln B; None for the sigmoid loss
-    dev_known: Precomputed  # decoded photos, or features of frozen towers, of dev
+    dev_precomputed: Precomputed  # decoded photos, or features of frozen towers, of dev
 
     # Of the epoch under way, kept when it is interrupted: where a resumed one goes on, and so empty when one begins.
     losses: list = field(default_factory=list)  # a step each
-    skipped_steps: int = 0
+    skipped_steps: int = 0  # counted by `run.accepts_step`
 
     @property
     def photo_paths(self):
@@ -170,19 +170,19 @@ def make_phase(model, splits, config, frozen, epochs):
     """Return the `Phase` that trains the model for so many epochs. frozen: none, image, text or both towers."""
     model.freeze(frozen)
     model.eval()
-    train_known = precompute(model, splits["train"], config, frozen, "train")
-    dev_known = precompute(model, splits["dev"], config, frozen, "dev")
+    train_precomputed = precompute(model, splits["train"], config, frozen, "train")
+    dev_precomputed = precompute(model, splits["dev"], config, frozen, "dev")
 
-    pairs = training_pairs(model, splits["train"], config, train_known)
+    pairs = training_pairs(model, splits["train"], config, train_precomputed)
     workers = config.workers
-    if train_known.image_features is not None:
+    if train_precomputed.image_features is not None:
         workers = 0  # rows of a tensor need no processes to fetch them
     on_gpu = model.device.type == "cuda"
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
     # A batch that does not fit into memory is embedded in parts. This is not gradient accumulation, for the loss still
     # compares all pairs of the batch: each part is embedded once for the loss, and again for its gradient.
-    micro_batch = config.micro_batch or pairs_that_fit(model, pairs.largest_batch, loader.batch_size)
+    micro_batch = config.micro_batch or pairs_that_fit(model, pairs.make_largest_batch, loader.batch_size)
     forward = model
     if micro_batch < loader.batch_size:
         forward = MicroBatches(forward, micro_batch)
@@ -202,7 +202,7 @@ def make_phase(model, splits, config, frozen, epochs):
         warmup=config.warmup,
         device=model.device,
         chance_loss=None if config.loss == "siglip" else chance_loss,
-        dev_known=dev_known,
+        dev_precomputed=dev_precomputed,
     )
 
 
@@ -259,9 +259,11 @@ def lr_factor(step, steps, warmup):
 def precompute(model, table, config, frozen, split):
     """Return what training would otherwise compute in every epoch: `Precomputed`.
 
-    Of a frozen tower these are its features, of the whole photo (there are no crops then) and of each caption;
-    otherwise decoded photos, but for the train photos of shards, which are streamed. Both are kept in the dataset
-    folder, and found there by the next run.
+    table: the captions of a split, a row each, with the columns image and caption.
+    image tower frozen: the features of each photo, as a whole, for there are no crops then.
+    image tower learns: decoded photos; but nothing for the train photos of shards, which are streamed.
+    text tower frozen: the features of each caption.
+    All are kept in the dataset folder, and found there by the next run.
     """
     if not config.cache:
         return Precomputed()
@@ -321,7 +323,7 @@ def measure_on_dev(model, phase, table, config):
     """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
     model.eval()
     copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(model, table, config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_known)
+    dev = embed_split(model, table, config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
     if dev.faults:
         raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
@@ -338,7 +340,7 @@ def measure_on_dev(model, phase, table, config):
 
 def main(config, first_line=""):
     device = start_process(config.device)  # under torchrun the processes meet here; only the first one prints
-    # What this machine cannot do is refused before anything is read.
+    # What this machine cannot do is refused before anything is read; no result is used.
     choose_dtype(device, config.precision)
     refuse_unequal_shares(config.batch_size)
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
@@ -349,7 +351,7 @@ def main(config, first_line=""):
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
-        else:  # last/ holds the running mean as a model; `run.keep_from_here` below puts back what has trained
+        else:  # last/ holds the running mean as a model; `run.take_up` below puts back what has trained
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
         model.to(device, memory_format=torch.channels_last)
@@ -361,27 +363,30 @@ def main(config, first_line=""):
         heads_row = None
         if run.is_new and heads_learn_first(config):
             start = time.perf_counter()
-            keep_features = replace(config, cache=True)  # also with --no-cache: here are thirty epochs
-            heads = make_phase(model, splits, keep_features, "both", config.heads_first)
+            with_cache = replace(config, cache=True)  # also with --no-cache: here are many epochs
+            heads_phase = make_phase(model, splits, with_cache, "both", config.heads_first)
             print(f"features of both towers: {time.perf_counter() - start:.0f} s", flush=True)
             start = time.perf_counter()
-            for epoch in range(1, heads.epochs + 1):
-                heads.forget_steps()  # those of the epoch before
-                figures = train_one_epoch(model, average, heads, run, epoch, config)
-            recall = measure_on_dev(average.model, heads, splits["dev"], config)
+            for epoch in range(1, heads_phase.epochs + 1):
+                heads_phase.forget_steps()  # those of the epoch before; later `run.keep` does this
+                figures = train_one_epoch(model, average, heads_phase, run, epoch, config)
+            recall = measure_on_dev(average.model, heads_phase, splits["dev"], config)
             heads_row = {"epoch": 0, **figures, **recall, "seconds": round(time.perf_counter() - start, 2)}
-            del heads  # and the features in it, which may be large
+            del heads_phase  # and the features in it, which may be large
 
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
         model.config = replace(model.config, micro_batch=phase.micro_batch)  # kept, so that a resume has the same
         average.model.config = model.config
-        run.keep_from_here(model, average, phase)  # a run that goes on has its weights, optimiser and history back
+        # From here on the run keeps these three. One that goes on has their weights, moments and history back.
+        run.take_up(model, average, phase)
         print_plan(model, phase, config)
         if heads_row:
             run.keep(heads_row)  # writes what an epoch leaves, and prints its line
         for epoch in run.epochs_to_come():
             row = train_and_measure(model, average, phase, run, epoch, splits, config)
-            run.keep(row)  # best/ if it is the best so far, always last/ and metrics.jsonl; prints its line
+            # Writes average.model to best/ if it is the best so far, all that a resume needs to last/, and the row to
+            # metrics.jsonl; prints a line. The losses of the epoch are then forgotten.
+            run.keep(row)
 
         finish(run, average, splits, config)
 
@@ -441,7 +446,7 @@ def finish(run, average, splits, config):
 def read_again(command):
     """Return the `TrainCommand` of a run that goes on: its own settings, but for the flags that are given.
 
-    Which run that is stands on the command line, which is therefore read twice: now with its settings as defaults.
+    The command line says which run that is, and is therefore read twice: now with the run's settings as defaults.
     """
     run_dir = folder_to_resume(command.config.run_dir, command.named)
     saved = Config.load(run_dir / "last" / "config.json")

@@ -115,7 +115,7 @@ def ours(model, table, cached, flags):
         warmup=config.warmup,
         device=model.device,
         chance_loss=None,
-        dev_known=NOTHING_KNOWN,
+        dev_precomputed=NOTHING_KNOWN,
     )
     average = RunningMean(model, config.averaging)
     run = Run(config)

@@ -83,7 +83,7 @@ class Run:
         self.history = []  # the rows of metrics.jsonl
         self.best = -1.0  # the highest mean recall of an epoch
         self.curves_drawn = time.monotonic()
-        self.phase = None  # what `keep_from_here` was given, once epochs are kept
+        self.phase = None  # what `take_up` was given, once epochs are kept
         self.restored_random_numbers = None
 
     def __enter__(self):
@@ -107,7 +107,7 @@ class Run:
 
     # ------------------------------------------------------------ the steps of an epoch
 
-    def keep_from_here(self, model, average, phase):
+    def take_up(self, model, average, phase):
         """From here on epochs are kept. A run that is resumed takes its weights, optimiser and history from last/."""
         self.model = model
         self.average = average
@@ -151,8 +151,8 @@ class Run:
                 yield number, batch.to(phase.device)
             bar.set_postfix(loss=f"{phase.losses[-1]:.3f}", refresh=False)
 
-    def is_finite(self, step, loss, norm, phase, batch, embeddings):
-        """Return whether the loss of a step and the norm of its gradient are finite; a step without is counted.
+    def accepts_step(self, step, loss, norm, phase, batch, embeddings):
+        """Return whether the loss of a step and the norm of its gradient are numbers, so that the step may be taken.
 
         fp16 overflows now and then: then the step counts as skipped, and the scaler halves its scale. Where there is no
         scale to halve this raises UserError, which names the photos.

@@ -113,9 +113,9 @@ def test_the_largest_batch_is_the_one_that_is_measured(sample_dir, tower_flags):
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, max_tokens=32, **tower_flags))
     table = train.load_usable_splits(sample_dir)[0]["train"]
     pairs = train.CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
-    batch = pairs.largest_batch(5)
+    batch = pairs.make_largest_batch(5)
     assert batch.pixels.shape == (5, 3, 32, 32) and batch.pixels.dtype == torch.uint8
     assert batch.input_ids.shape == (5, max(map(len, pairs.token_ids)))
     pairs.known = SimpleNamespace(image_features=torch.ones(96, 7), text_features=torch.ones(480, 3))
-    batch = pairs.largest_batch(5)
+    batch = pairs.make_largest_batch(5)
     assert batch.image_features.shape == (5, 7) and batch.text_features.shape == (5, 3) and batch.pixels is None
