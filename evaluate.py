@@ -265,7 +265,9 @@ def comparison_table(figures, photos):
     rows = []
     for direction, name in DIRECTIONS.items():
         for key, figure in figures[direction].items():
-            difference, low, high = figure["difference"], figure["low"], figure["high"]
+            difference = figure["difference"]
+            low = figure["low"]
+            high = figure["high"]
             verdict = "may be chance"
             if photos >= 20 and (low > 0 or high < 0):  # a few photos prove nothing
                 verdict = "B is better" if difference > 0 else "A is better"
@@ -376,10 +378,13 @@ def accuracy_report(scores, labels, names):
     own = scores.gather(1, labels.unsqueeze(1))  # (N, 1)
     ranks = (~(scores < own)).sum(dim=1)  # the own class is one of these
     hits = (ranks <= 1).float()
+    of_class = {}
+    for label, name in enumerate(names):
+        of_class[name] = 100 * hits[labels == label].mean().item()
     return {
         "top_1": 100 * hits.mean().item(),
         "top_5": 100 * (ranks <= 5).float().mean().item(),
-        "classes": {name: 100 * hits[labels == label].mean().item() for label, name in enumerate(names)},
+        "classes": of_class,
     }
 
 

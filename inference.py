@@ -386,9 +386,9 @@ def refuse_output(flags):
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
-    if flags.gallery and flags.output.name != InferenceConfig.output.name and flags.output.suffix in IMAGE_SUFFIXES:
-        is_in_gallery = flags.output.resolve().is_relative_to(flags.gallery.expanduser().resolve())
-        if is_in_gallery and flags.output.exists():
+    may_be_theirs = flags.output.suffix.lower() in IMAGE_SUFFIXES and flags.output.name != InferenceConfig.output.name
+    if flags.gallery and may_be_theirs and flags.output.exists():
+        if flags.output.resolve().is_relative_to(flags.gallery.expanduser().resolve()):
             raise UserError(f"--output {flags.output} is a picture in the gallery: name another file, or delete it")
 
 
