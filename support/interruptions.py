@@ -196,7 +196,9 @@ def is_out_of_memory(error):
     """Return whether an error says that there is no memory left, on the GPU or beside it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # of torch's own allocator, and of oneDNN, which computes convolutions
+    words = "can't allocate memory", "could not create a primitive"
+    return isinstance(error, RuntimeError) and any(some in str(error) for some in words)
 
 
 def is_lost_process(error):

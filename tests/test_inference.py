@@ -378,6 +378,17 @@ def test_json_is_complete_even_if_the_picture_cannot_be_written(workplace, folde
     assert process.returncode == 2 and len(json.loads(process.stdout)["matches"]) == 6
 
 
+def test_a_model_of_drawn_scenes_says_so_before_photos(workplace, checkpoint, folder, tmp_path):
+    drawn = tmp_path / "model"
+    shutil.copytree(checkpoint, drawn)
+    settings = json.loads((drawn / "config.json").read_text())
+    (drawn / "config.json").write_text(json.dumps({**settings, "data_dir": "data/sample"}))
+    ask = ["inference.py", "--query", "a dog", "--gallery", folder, "--no-picture", "--checkpoint"]
+    warning = "this model has seen drawn scenes only"
+    assert warning in run_script(*ask, drawn, cwd=workplace).stdout
+    assert warning not in run_script(*ask, checkpoint, cwd=workplace).stdout  # trained on a folder of its own
+
+
 def test_a_picture_of_the_gallery_is_not_drawn_over(workplace, folder):
     before = (folder / "0.jpg").read_bytes()
     ask = ["inference.py", "--query", "a dog", "--gallery", folder]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from evaluate import embed_split, report_of
 from models import CLIP
 from support.averaging import RunningMean
 from support.console import warning_at_chance
-from support.errors import UserError
+from support.errors import UserError, quoted
 from support.files import replacing
 from support.interruptions import repair
 from support.run import Run
@@ -352,6 +353,24 @@ def test_two_reasons_why_all_photos_are_missing_are_told(tmp_path, sample_dir, d
     damage(tmp_path / "data")
     with pytest.raises(UserError, match=complaint):
         load_usable_splits(tmp_path / "data")
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(tmp_path, sample_dir, capsys):
+    shutil.copytree(sample_dir, tmp_path / "data")
+    with (tmp_path / "data" / "captions.txt").open("a") as file:
+        file.write("\x1b]0;owned\x07.jpg,A dog .\n")
+    load_data(replace(SMALL, data_dir=tmp_path / "data"))
+    said = capsys.readouterr().out
+    assert "owned" in said and "\x1b" not in said and "\x07" not in said
+
+
+@pytest.mark.parametrize("words, typed", [
+    ("a dog runs , fast .", '"a dog runs , fast ."'),
+    ("a dog; rm -rf $HOME", "'a dog; rm -rf $HOME'"),
+    ('it is "here"', "'it is \"here\"'"),
+])
+def test_a_prompt_is_quoted_as_a_shell_takes_it(words, typed):
+    assert quoted(words) == typed and shlex.split(typed) == [words]
 
 
 def test_shards_an_epoch_are_refused_where_there_are_none(sample_dir):
