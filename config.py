@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
 import tyro
 
@@ -227,17 +227,17 @@ class EvaluateConfig:
 class InferenceConfig:
     """Rank the pictures of a gallery against a prompt or an example picture, or tell which label or caption fits."""
 
-    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what to look for, in words; several count alike
-    image: Path | None = None  # what to look for, by example
-    plus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what else it should show; the same as another --query
-    minus: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # what it should not show
-    threshold: float | None = None  # only pictures that score as much or more
-    labels: str | None = None  # instead: which of these nouns fits each picture, such as "beach,forest,street"
-    captions: Path | None = None  # instead: which captions of this file fit --image; a captions file, or one a line
-    export: Path | None = None  # instead: write both towers as ONNX into this new folder, with an example of their use
-    gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
-    split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
-    checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
+    query: tyro.conf.UseAppendAction[tuple] = ()  # what to look for, in words; several count alike
+    image: Optional[Path] = None  # what to look for, by example
+    plus: tyro.conf.UseAppendAction[tuple] = ()  # what else it should show; the same as another --query
+    minus: tyro.conf.UseAppendAction[tuple] = ()  # what it should not show
+    threshold: Optional[float] = None  # only pictures that score as much or more
+    labels: Optional[str] = None  # instead: which of these nouns fits each picture, such as "beach,forest,street"
+    captions: Optional[Path] = None  # instead: which captions of this file fit --image; a captions file, or one a line
+    export: Optional[Path] = None  # instead: write both towers as ONNX into this new folder, with an example
+    gallery: Optional[Path] = None  # folder of pictures, or tars; None: a split of the data the model was trained on
+    split: Optional[Split] = None  # split to search without --gallery; None: test, or dev where there is no test
+    checkpoint: Optional[Path] = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return; with --labels of each, with --captions how many captions
     fold: bool = True  # show pictures that look the same as one; --no-fold: each of them
     output: Path = Path("matches.png")  # the picture of the result; with --labels also a table, NAME.csv

@@ -103,10 +103,9 @@ class Embedder:
         if self.has_text_tower_ready:
             return self.kept_text_tower.remarks(prompt)
         tower = self.model.text_encoder
-        uncut_tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
-        uncut_tokenizer.no_truncation()
-        uncut_tokenizer.no_padding()
-        return remarks_on(prompt, uncut_tokenizer, tower.max_tokens)
+        tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
+        tokenizer.enable_truncation(tower.max_tokens)
+        return remarks_on(prompt, tokenizer)
 
     def explain(self, file, query_embedding):
         """Return a picture (H, W, 3) uint8 in which red marks what answers the query, an embedding (D,).

@@ -16,15 +16,11 @@ class PromptEncoder:
         from tokenizers import Tokenizer
 
         about = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-        self.max_tokens = about["max_tokens"]
 
-        # Both are set up once, so that threads can share them.
+        # set up once, so that threads can share it
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer.enable_truncation(about["max_tokens"])
         self.tokenizer.enable_padding(pad_id=about["pad_id"])
-        self.uncut_tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.uncut_tokenizer.no_truncation()
-        self.uncut_tokenizer.no_padding()
 
         options = onnxruntime.SessionOptions()
         # To rearrange the weights takes longer than one prompt gains by it.
@@ -46,17 +42,21 @@ class PromptEncoder:
 
     def remarks(self, prompt):
         """Return `remarks_on` a prompt."""
-        return remarks_on(prompt, self.uncut_tokenizer, self.max_tokens)
+        return remarks_on(prompt, self.tokenizer)
 
 
-def remarks_on(prompt, uncut_tokenizer, max_tokens):
-    """Return lines that a person should read about a prompt: it is too long, or of words the model does not know."""
-    token_ids = uncut_tokenizer.encode(prompt).ids
+def remarks_on(prompt, tokenizer):
+    """Return lines that a person should read about a prompt: it is too long, or of words the model does not know.
+
+    tokenizer: one of `tokenizers` that cuts what is too long.
+    """
+    encoded = tokenizer.encode(prompt)
     lines = []
-    if len(token_ids) > max_tokens:
-        lines.append(f"the prompt is too long: its last {len(token_ids) - max_tokens} tokens are not looked at")
-    added = uncut_tokenizer.get_added_tokens_decoder()  # {number: token}
+    cut_off = [mask for part in encoded.overflowing for mask in part.special_tokens_mask]  # 0 for a token of the text
+    if cut_off:
+        lines.append(f"the prompt is too long: its last {cut_off.count(0)} tokens are not looked at")
+    added = tokenizer.get_added_tokens_decoder()  # {number: token}
     special = {number for number, token in added.items() if token.special}  # the unknown token is one of these
-    if set(token_ids) <= special:
+    if set(encoded.ids) <= special:
         lines.append("the text tower knows none of these words: the ranking means nothing")
     return lines

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from search.index import INDEX_NAME, SPLIT_INDEX_NAME, IndexFile
 from support.errors import UserError
-from support.files import stamp
-from support.images import picture_files
+from support.files import name_below, stamp
+from support.images import picture_names
 from support.tars import dataset_folder, is_sharded, tar_pictures
 
 
@@ -15,14 +15,14 @@ from support.tars import dataset_folder, is_sharded, tar_pictures
 class Pictures:
     """The pictures of a gallery.
 
-    name: what people call it. root: the folder that they all lie in. files: their paths. index_file: where what is
-    made of them is kept. Of a split also `sources`, the stamps of all that decides which photos it has, and `splits`,
-    the names of those that the data has.
+    name: what people call it. root: the folder that they all lie in. names: theirs below it, with slashes. index_file:
+    where what is made of them is kept. Of a split also `sources`, the stamps of all that decides which photos it has,
+    and `splits`, the names of those that the data has.
     """
 
     name: str
     root: Path
-    files: list
+    names: list
     index_file: IndexFile
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
@@ -41,15 +41,15 @@ def pictures_of_folder(folder, leave_out=None):
     if not root.is_dir():
         raise UserError(f"--gallery {name} is not a folder")
     if is_sharded(folder):
-        files = tar_pictures(folder)
+        names = [name_below(root, file) for file in tar_pictures(folder)]
         index_name = SPLIT_INDEX_NAME.format(folder.name)
     else:
-        files = picture_files(folder)
+        names = picture_names(folder)
         index_name = INDEX_NAME
     if leave_out is not None:
-        leave_out_name = os.path.basename(leave_out)
-        files = [file for file in files if file.name != leave_out_name or os.path.abspath(file) != leave_out]
-    return Pictures(name, root, files, IndexFile(root, index_name))
+        where = os.path.abspath(root)
+        names = [name for name in names if os.path.join(where, name) != leave_out]
+    return Pictures(name, root, names, IndexFile(root, index_name))
 
 
 def pictures_of_split(config, split=None):
@@ -65,9 +65,9 @@ def pictures_of_split(config, split=None):
         index = index_file.read()
         is_the_one = candidate == (split or default_split(index.splits))
         if is_the_one and index.sources and index.sources == sources_now(index.sources, config):
-            files = [root / name for name, _, _ in index.files]
+            names = [name for name, _, _ in index.files]
             name = f"{config.data_dir} ({candidate} split)"
-            return Pictures(name, root, files, index_file, index.sources, index.splits)
+            return Pictures(name, root, names, index_file, index.sources, index.splits)
     return read_split(config, root, split)
 
 
@@ -93,6 +93,7 @@ def read_split(config, root, split):
         choice = " or ".join(splits)
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {choice}, or --gallery DIR")
     files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
+    names = [name_below(root, file) for file in files]
 
     # New shards appear in a folder that also changes when an index is written there: their captions are always read.
     sources = {}
@@ -103,4 +104,4 @@ def read_split(config, root, split):
         sources = {str(path): stamp(path) for path in sorted(decisive)}
         sources["split_seed"] = config.split_seed
     index_file = IndexFile(root, SPLIT_INDEX_NAME.format(split))
-    return Pictures(f"{config.data_dir} ({split} split)", root, files, index_file, sources, splits)
+    return Pictures(f"{config.data_dir} ({split} split)", root, names, index_file, sources, splits)

@@ -1,5 +1,6 @@
 """Bring the index of a gallery up to date: embed the pictures that are new or have changed, and no others."""
 
+import os
 import sys
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from search.index import Entry, Index
 from search.nearest import nearest
-from support.files import model_stamps, name_below, stamp
+from support.files import model_stamps, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
 
@@ -24,7 +25,7 @@ def up_to_date_index(pictures, embedder, progress=True):
     """
     if process_count() > 1:  # they share the embedding, and look at the folder at different moments
         start_process(embedder.device)
-    files = from_first_process(pictures.files)
+    names = from_first_process(pictures.names)
     known = index_of_this_model(pictures.index_file, embedder)
     about = Index(
         embedder.fingerprint,
@@ -34,7 +35,7 @@ def up_to_date_index(pictures, embedder, progress=True):
     )
 
     # What is known, and what is new?
-    stamps = {name_below(pictures.root, file): stamp(file) for file in files}
+    stamps = {name: stamp(os.path.join(pictures.root, name)) for name in names}
     entries = known_entries(known, stamps, pictures.root)
     new = from_first_process([name for name in stamps if name not in entries])
 

@@ -24,14 +24,21 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # … and would warn of half
 
 
 def picture_files(folder):
-    """Return the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
-    files = []
-    for parent, folders, names in os.walk(folder):
+    """Return the paths of the picture files of a folder and the folders in it, sorted; hidden ones are left alone."""
+    return [Path(folder) / name for name in picture_names(folder)]
+
+
+def picture_names(folder):
+    """Return what `picture_files` returns as names below the folder, with slashes: text is faster than paths are."""
+    suffixes = tuple(IMAGE_SUFFIXES)
+    names = []
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [os.path.join(parent, name) for name in names
-                  if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")]
-    files.sort(key=lambda file: file.split(os.sep))  # as paths are ordered, in a third of the time
-    return [Path(file) for file in files]
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if below == "." else f"{below}/"
+        names += [prefix + name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
+    names.sort(key=lambda name: name.replace("/", "\0"))  # as paths are ordered: all of a folder stays together
+    return names
 
 
 @functools.cache
