@@ -195,5 +195,10 @@ def system_fonts():
 
 def has_letters(font, letters):
     """Return whether a font has a shape of its own for each of some letters."""
-    unknown = bytes(font.getmask("\U0010ffff"))  # what it shows for a letter that it lacks
-    return all(letter.isspace() or bytes(font.getmask(letter)) != unknown for letter in letters)
+    return all(letter.isspace() or shape(font, letter) != shape(font, "\U0010ffff") for letter in letters)
+
+
+@functools.cache
+def shape(font, letter):
+    """Return what a font draws for a letter; a box or the like, always the same, for one that it lacks."""
+    return bytes(font.getmask(letter))
