@@ -59,7 +59,8 @@ class Config:
 
     # optimisation
     heads_first: int = 30  # epochs of a first phase: heads alone, on cached features, before pretrained towers move
-    epochs: int = 24  # an epoch shows every photo once, with one of its captions (but for a last, smaller batch)
+    epochs: int = 24  # an epoch shows every photo once, with some of its captions (but for a last, smaller batch)
+    captions_per_photo: int = 5  # how many of its captions a photo is shown with; the loss is the mean over them
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
     micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: what fits, a CPU: in 6 GB
@@ -80,7 +81,7 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        require(self, ["epochs", "scratch_layers"], "at least 1", lambda v: v >= 1)
+        require(self, ["epochs", "captions_per_photo", "scratch_layers"], "at least 1", lambda v: v >= 1)
         require(self, ["embedding_dim"], "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
         require(self, ["batch_size"], "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         tokens = "from 3, of which start and end token are two, to 4,096"
@@ -112,9 +113,9 @@ class Config:
 
     @staticmethod
     def load(path):
-        """Read settings written by `save`. Fields added since then take their defaults."""
+        """Read settings written by `save`. Fields added since then take their defaults, or what was done before."""
         path = Path(path)
-        values = read_json(path)
+        values = {**BEFORE_THERE_WAS, **read_json(path)}
         types = get_type_hints(Config)
         settings = {}
         try:
@@ -163,6 +164,7 @@ def checked_value(name, value, annotation):
     raise UserError(f"{name} cannot be {value!r:.60}")
 
 
+BEFORE_THERE_WAS = {"captions_per_photo": 1}  # a setting whose default is another, runs of earlier versions did this
 RETIRED = {"cached_views"}  # settings of earlier versions, in whose models they may still stand
 
 PRESETS = {
@@ -180,6 +182,7 @@ PRESETS = {
         # Towers from scratch: larger learning rates, and nothing that slows learning down.
         pretrained=False,
         epochs=16,
+        captions_per_photo=1,
         batch_size=100,
         lr_heads=4e-3,
         lr_image=6e-3,

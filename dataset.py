@@ -1,4 +1,4 @@
-"""From a captions file to batches: the way of one photo and one caption.
+"""From a captions file to batches: the way of one photo and its captions.
 
     captions.txt ─ read_captions ─> table (image, caption) ─ load_splits ─> train / dev / test
     one photo    ─ read_square ─> (S, S, 3) uint8 ─ train_transform ─> (S, S, 3) uint8 ┐
@@ -17,6 +17,7 @@ import random
 import sys
 from collections import defaultdict
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -277,37 +278,37 @@ NOTHING_KNOWN = Precomputed()
 
 
 class Batch(NamedTuple):
-    """B pairs of a photo and a caption.
+    """B photos, each with K of its captions.
 
     Features stand in for pixels, or tokens, where a tower is frozen, as both are while the heads learn alone.
     """
 
     photo_rows: torch.Tensor  # (B,) which photos of the split these are, to name them where something goes wrong
     pixels: torch.Tensor | None  # (B, 3, S, S) uint8
-    input_ids: torch.Tensor | None  # (B, T)
-    attention_mask: torch.Tensor | None  # (B, T), 1 for tokens and 0 for padding
+    input_ids: torch.Tensor | None  # (B, K, T)
+    attention_mask: torch.Tensor | None  # (B, K, T), 1 for tokens and 0 for padding
     image_features: torch.Tensor | None  # (B, F)
-    text_features: torch.Tensor | None  # (B, F)
+    text_features: torch.Tensor | None  # (B, K, F)
 
     def to(self, device):
         """Return the batch on a device."""
         return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
 
-    def in_parts(self, pair_count):
-        """Return the batch in parts of so many pairs, the last one of fewer."""
+    def in_parts(self, photo_count):
+        """Return the batch in parts of so many photos, the last one of fewer."""
         parts = []
-        for start in range(0, len(self.photo_rows), pair_count):
-            rows = slice(start, start + pair_count)
+        for start in range(0, len(self.photo_rows), photo_count):
+            rows = slice(start, start + photo_count)
             parts.append(Batch(*(None if part is None else part[rows] for part in self)))
         return parts
 
 
 class Item(NamedTuple):
-    """One photo and one of its captions, as an epoch shows them."""
+    """One photo and K of its captions, as an epoch shows them."""
 
     photo_row: int  # of the photo in its split
     image: np.ndarray | torch.Tensor  # (S, S, 3) uint8 pixels, or (F,) features
-    text: list | torch.Tensor  # token ids, or (F,) features
+    texts: list | torch.Tensor  # K lists of token ids, or (K, F) features
 
 
 def captions_of_photos(table):
@@ -320,21 +321,33 @@ def captions_of_photos(table):
 
 @lru_cache(maxsize=1)
 def epoch_draws(seed, epoch, count):
-    """Return two random numbers below 2**32 for each photo of an epoch, for its caption and its crop: (N, 2)."""
+    """Return two random numbers below 2**32 for each photo of an epoch, for its captions and its crop: (N, 2)."""
     return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
 
 
 class CaptionDataset(Dataset):
-    """Training pairs: one item a photo, with one of its captions drawn anew each epoch.
+    """Training pairs: one item a photo, with K of its captions, `captions_per_photo`, drawn anew each epoch.
 
     A photo is therefore never twice in a batch, where its other captions would be taken for negatives.
-    Caption and crop are drawn from (seed, epoch, row) alone: the same for any number of workers, and after a resume.
+    Captions and crop are drawn from (seed, epoch, row) alone: the same for any number of workers, and after a resume.
     """
 
-    def __init__(self, table, data_dir, tokenizer, transform, size, max_tokens, seed=0, known=NOTHING_KNOWN):
+    def __init__(
+        self,
+        table,
+        data_dir,
+        tokenizer,
+        transform,
+        size,
+        max_tokens,
+        seed=0,
+        known=NOTHING_KNOWN,
+        captions_per_photo=1,
+    ):
         # Photos are numbered in the order in which the table first names them, captions by their row in the table.
         self.photos = Photos(paths_of(table, data_dir), size, known.decoded)
         self.captions_of = captions_of_photos(table)
+        self.captions_per_photo = min(captions_per_photo, max(map(len, self.captions_of)))  # no more than there are
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.transform = transform
@@ -356,8 +369,7 @@ class CaptionDataset(Dataset):
     def item(self, photo_row, content=None):
         """Return the `Item` of a photo in this epoch. `content` is its bytes, where they stream by in a shard."""
         caption_draw, crop_draw = epoch_draws(self.seed, self.epoch, len(self))[photo_row]
-        rows_of_captions = self.captions_of[photo_row]
-        caption_row = rows_of_captions[caption_draw % len(rows_of_captions)]
+        caption_rows = self.drawn_captions(photo_row, caption_draw)
 
         if self.known.image_features is not None:
             image = self.known.image_features[photo_row]
@@ -367,20 +379,28 @@ class CaptionDataset(Dataset):
             image = self.transform(image=pixels)["image"]
 
         if self.known.text_features is not None:
-            text = self.known.text_features[caption_row]
+            texts = self.known.text_features[caption_rows]
         else:
-            text = self.token_ids[caption_row]
-        return Item(photo_row, image, text)
+            texts = [self.token_ids[row] for row in caption_rows]
+        return Item(photo_row, image, texts)
 
-    def make_largest_batch(self, pair_count):
-        """Return a `Batch` of so many pairs that takes as much memory as any: blank photos, the longest caption."""
+    def drawn_captions(self, photo_row, draw):
+        """Return the rows of K captions of a photo: the one that a random number names, and those that follow it.
+
+        After the last one comes the first, so a photo with fewer than K shows some of them twice.
+        """
+        rows = self.captions_of[photo_row]
+        return [rows[(draw + place) % len(rows)] for place in range(self.captions_per_photo)]
+
+    def make_largest_batch(self, photo_count):
+        """Return a `Batch` of so many photos that takes as much memory as any: blank photos, the longest captions."""
         image = np.zeros((self.photos.size, self.photos.size, 3), np.uint8)
-        text = max(self.token_ids, key=len)
+        texts = [max(self.token_ids, key=len)] * self.captions_per_photo
         if self.known.image_features is not None:
             image = self.known.image_features[0]
         if self.known.text_features is not None:
-            text = self.known.text_features[0]
-        return self.collate([Item(0, image, text)] * pair_count)
+            texts = self.known.text_features[[0] * self.captions_per_photo]
+        return self.collate([Item(0, image, texts)] * photo_count)
 
     def collate(self, items):
         """Stack items into a `Batch`."""
@@ -392,9 +412,11 @@ class CaptionDataset(Dataset):
         else:
             image_features = torch.stack(images)  # (B, F)
         if self.known.text_features is None:
-            input_ids, attention_mask = pad(texts, self.pad_id)  # (B, T), (B, T)
+            input_ids, attention_mask = pad(list(chain.from_iterable(texts)), self.pad_id)  # (B * K, T) each
+            input_ids = input_ids.unflatten(0, (len(items), -1))  # (B, K, T)
+            attention_mask = attention_mask.unflatten(0, (len(items), -1))
         else:
-            text_features = torch.stack(texts)  # (B, F)
+            text_features = torch.stack(texts)  # (B, K, F)
         return Batch(torch.tensor(photo_rows), pixels, input_ids, attention_mask, image_features, text_features)
 
 

@@ -285,22 +285,34 @@ class CLIP(nn.Module):
         return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)
 
     def forward(self, batch):
-        """Return the image embeddings (B, D) and the text embeddings (B, D) of a `dataset.Batch` of B pairs."""
+        """Return the image embeddings (B, D) and text embeddings (B, K, D) of a `dataset.Batch`: K captions a photo."""
         if batch.image_features is None:
             image_embeddings = self.encode_image(batch.pixels)
         else:  # the tower is frozen, and its features are known
             image_embeddings = self.project_image(batch.image_features)
         if batch.text_features is None:
-            text_embeddings = self.encode_text(batch.input_ids, batch.attention_mask)
+            photos_and_captions = batch.input_ids.shape[:2]  # B, K
+            text_embeddings = self.encode_text(batch.input_ids.flatten(0, 1), batch.attention_mask.flatten(0, 1))
+            text_embeddings = text_embeddings.unflatten(0, photos_and_captions)  # (B * K, D) -> (B, K, D)
         else:
             text_embeddings = self.project_text(batch.text_features)
         return image_embeddings, text_embeddings
 
     def loss(self, image_embeddings, text_embeddings):
-        """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all."""
+        """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all.
+
+        image_embeddings: (B, D). text_embeddings: (B, K, D); the loss is the mean of K losses, in each of which every
+        photo has one of its K captions, so that no photo's own caption is among its negatives.
+        """
         # With several processes B counts the pairs of all, and gradients find their way back to each.
         images = gather_embeddings(image_embeddings)  # (B, D)
-        texts = gather_embeddings(text_embeddings)
+        losses = []
+        for texts in gather_embeddings(text_embeddings).unbind(dim=1):  # (B, D)
+            losses.append(self.loss_of_pairs(images, texts))
+        return torch.stack(losses).mean()
+
+    def loss_of_pairs(self, images, texts):
+        """Return the configured loss of B pairs, a scalar; images, texts: (B, D), a pair a row."""
         scale = self.logit_scale.exp()
         if self.config.loss == "siglip":
             return siglip_loss(images, texts, scale, self.logit_bias)

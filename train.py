@@ -73,7 +73,7 @@ EMBEDDED_AT_ONCE = 64  # photos or captions, where nothing is to be learned from
 
 
 def train_one_epoch(model, average, phase, run, epoch, config):
-    """Show every training photo once, with one of its captions.
+    """Show every training photo once, with K of its captions.
 
     average: a running mean of the weights, which is what is measured and kept. phase: what trains, and with what: the
     `Phase` below. run: the run folder, and how far the run is. Returns the figures of the epoch: its mean loss, and
@@ -88,9 +88,10 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         phase.set_learning_rates(step)  # linear warm-up, then a cosine to 0
 
         with model.autocast():
-            image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) each, unit length
-        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. With
-        # several processes, B counts the pairs of all. In float32: a softmax over similarities needs the digits.
+            image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) and (B, K, D), unit length
+        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. With K
+        # captions a photo that is so K times, and the mean counts. With several processes, B counts the pairs of all.
+        # In float32: a softmax over similarities needs the digits.
         loss = model.loss(image_embeddings, text_embeddings)
 
         phase.optimizer.zero_grad(set_to_none=True)
@@ -212,7 +213,15 @@ def training_pairs(model, table, config, known):
     transform = train_transform(size, config.crop_scale, config.flip)
     tower = model.text_encoder
     return CaptionDataset(
-        table, config.data_dir, tower.tokenizer, transform, size, tower.max_tokens, config.seed, known
+        table,
+        config.data_dir,
+        tower.tokenizer,
+        transform,
+        size,
+        tower.max_tokens,
+        config.seed,
+        known,
+        config.captions_per_photo,
     )
 
 

@@ -156,7 +156,7 @@ def main(flags):
         for loader in loaders:
             batch = next(batches(loader)).to(device)
             gigabytes = traffic(model, batch.in_parts(32)[0])
-            gflop = GFLOP[0] + GFLOP[1] * batch.input_ids.shape[1]
+            gflop = GFLOP[0] + GFLOP[1] * batch.input_ids[0].numel()
             torch.cuda.reset_peak_memory_stats()
             there = rate(model, iter(lambda batch=batch: batch, None), flags.steps)
             fed = rate(model, batches(loader), flags.steps)

@@ -90,7 +90,7 @@ class Ours:
 
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         input_ids, attention_mask = self.model.text_encoder.tokens_of(captions)
-        return Batch(torch.arange(len(pixels)), pixels, input_ids, attention_mask, None, None)
+        return Batch(torch.arange(len(pixels)), pixels, input_ids[:, None], attention_mask[:, None], None, None)
 
     def step(self, batch):
         import torch

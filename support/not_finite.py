@@ -11,7 +11,8 @@ def error_for_not_finite(step, phase, batch, embeddings, norm, run_dir):
     step: counted from the start of the phase. embeddings: those of the images and of the texts of the batch.
     """
     photos = [phase.photo_paths[row] for row in batch.photo_rows.tolist()]
-    is_sound = torch.cat(embeddings, dim=1).isfinite().all(dim=1).tolist()
+    images, texts = embeddings  # (B, D) and (B, K, D)
+    is_sound = torch.cat([images, texts.flatten(1)], dim=1).isfinite().all(dim=1).tolist()
     faulty = [photo for photo, sound in zip(photos, is_sound, strict=True) if not sound]
     which = "photo or caption without a finite embedding"
     if not faulty or len(faulty) == len(photos):  # by a BatchNorm that learns, one spoils all

@@ -285,10 +285,14 @@ def test_photos_are_not_mirrored_unless_asked_for():
 # ---------------------------------------------------------------- pairs and batches
 
 
-def pairs_of(directory, seed=0, size=32):
+def pairs_of(directory, seed=0, size=32, captions_per_photo=1):
     table = load_splits(directory)["train"]
     tokenizer = train_tokenizer(table["caption"], max_tokens=64)
-    return CaptionDataset(table, directory, tokenizer, train_transform(size, 0.75), size, 64, seed), table, tokenizer
+    transform = train_transform(size, 0.75)
+    pairs = CaptionDataset(
+        table, directory, tokenizer, transform, size, 64, seed, captions_per_photo=captions_per_photo
+    )
+    return pairs, table, tokenizer
 
 
 def batches_of(pairs, epoch, workers=0):
@@ -311,7 +315,8 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
     for index in range(len(pairs)):
         item = pairs[index]
         theirs = captions_of[pairs.photos.paths[index].name]
-        assert item.photo_row == index and item.text in tokenize(tokenizer, theirs, 64)
+        (text,) = item.texts
+        assert item.photo_row == index and text in tokenize(tokenizer, theirs, 64)
     batches = batches_of(pairs, epoch=1)
     assert [len(batch.pixels) for batch in batches] == [32, 32, 32]
     assert batches[0].pixels.shape == (32, 3, 32, 32) and batches[0].pixels.dtype == torch.uint8
@@ -320,13 +325,15 @@ def test_an_epoch_shows_each_photo_once_with_one_of_its_captions(sample_dir):
 
 
 def test_a_batch_holds_what_its_items_hold_and_parts_of_it_too(sample_dir):
-    pairs, _, _ = pairs_of(sample_dir)
+    pairs, _, _ = pairs_of(sample_dir, captions_per_photo=3)
     items = [pairs[row] for row in (5, 2, 9)]
     batch = pairs.collate(items)
     assert batch.photo_rows.tolist() == [5, 2, 9]
     for row, item in enumerate(items):
         assert (batch.pixels[row].permute(1, 2, 0).numpy() == item.image).all()
-        assert batch.input_ids[row][batch.attention_mask[row].bool()].tolist() == item.text
+        assert len(item.texts) == batch.input_ids.shape[1] == 3
+        for ids, mask, text in zip(batch.input_ids[row], batch.attention_mask[row], item.texts, strict=True):
+            assert ids[mask.bool()].tolist() == text
     first, last = batch.in_parts(2)
     assert first.photo_rows.tolist() == [5, 2] and last.photo_rows.tolist() == [9] and last.image_features is None
     assert torch.equal(torch.cat([first.pixels, last.pixels]), batch.pixels)
@@ -344,7 +351,8 @@ def test_known_features_stand_in_for_photos_and_captions(sample_dir):
     assert torch.equal(batch.photo_rows, plain.photo_rows)
     assert torch.equal(batch.image_features, known.image_features[batch.photo_rows])
     token_ids = tokenize(tokenizer, table["caption"], 64)
-    for features, ids, mask in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
+    assert batch.text_features.shape == (32, 1, 5)
+    for (features,), (ids,), (mask,) in zip(batch.text_features, plain.input_ids, plain.attention_mask, strict=True):
         caption = (known.text_features == features).all(dim=1).nonzero().item()  # the one that is drawn without them
         assert token_ids[caption] == ids[mask.bool()].tolist()
 
@@ -355,8 +363,30 @@ def test_captions_are_drawn_anew_each_epoch_and_all_are_used(sample_dir):
     drawn = set()
     for epoch in range(40):
         pairs.epoch = epoch
-        drawn.add(tuple(pairs[0].text))
+        drawn.add(tuple(*pairs[0].texts))
     assert drawn == {tuple(token_ids) for token_ids in tokenize(tokenizer, captions, 64)} and len(drawn) == 5
+
+
+def test_a_photo_is_shown_with_as_many_captions_as_are_asked_for(sample_dir):
+    two, table, tokenizer = pairs_of(sample_dir, captions_per_photo=2)
+    one, _, _ = pairs_of(sample_dir)
+    all_of_them, _, _ = pairs_of(sample_dir, captions_per_photo=99)
+    assert all_of_them.captions_per_photo == 5  # no photo has more
+    captions = table[table["image"] == two.photos.paths[7].name]["caption"]
+    token_ids = tokenize(tokenizer, captions, 64)
+    for epoch in range(10):
+        for pairs in (one, two, all_of_them):
+            pairs.epoch = epoch
+        first, second = two[7].texts
+        assert [first] == one[7].texts and first in token_ids and second in token_ids and first != second
+        assert sorted(all_of_them[7].texts) == sorted(token_ids)
+
+
+def test_a_photo_with_fewer_captions_shows_them_again():
+    table = pd.DataFrame({"image": ["a", "b", "a", "a"], "caption": ["one", "two", "three", "four"]})
+    tokenizer = train_tokenizer(table["caption"], 16)
+    pairs = CaptionDataset(table, "", tokenizer, None, 32, 16, captions_per_photo=3)
+    assert pairs.drawn_captions(0, 4) == [2, 3, 0] and pairs.drawn_captions(1, 4) == [1, 1, 1]
 
 
 def test_captions_are_drawn_evenly_and_apart_from_crops():

@@ -58,7 +58,8 @@ def share_of_loss(model, images, texts):
 @pytest.mark.parametrize(("world", "loss"), [(2, "clip"), (4, "clip"), (2, "soft"), (2, "siglip")])
 def test_loss_and_gradients_of_several_processes_are_those_of_one(tmp_path, tower_flags, world, loss):
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, loss=loss, max_tokens=32, **tower_flags))
-    images, texts = (F.normalize(torch.randn(8, 16), dim=1).requires_grad_() for _ in range(2))
+    images = F.normalize(torch.randn(8, 16), dim=-1).requires_grad_()
+    texts = F.normalize(torch.randn(8, 2, 16), dim=-1).requires_grad_()
     whole = model.loss(images, texts)
     expected = torch.autograd.grad(whole, [images, texts, model.logit_scale])
     shares = in_processes(tmp_path, world, share_of_loss, model, images.detach(), texts.detach())

@@ -112,10 +112,11 @@ def test_a_run_says_its_parts_and_a_resume_keeps_to_them(tmp_path, sample_dir, t
 def test_the_largest_batch_is_the_one_that_is_measured(sample_dir, tower_flags):
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, max_tokens=32, **tower_flags))
     table = train.load_usable_splits(sample_dir)[0]["train"]
-    pairs = train.CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
+    tokenizer = model.text_encoder.tokenizer
+    pairs = train.CaptionDataset(table, sample_dir, tokenizer, None, 32, 32, captions_per_photo=3)
     batch = pairs.make_largest_batch(5)
     assert batch.pixels.shape == (5, 3, 32, 32) and batch.pixels.dtype == torch.uint8
-    assert batch.input_ids.shape == (5, max(map(len, pairs.token_ids)))
+    assert batch.input_ids.shape == (5, 3, max(map(len, pairs.token_ids)))
     pairs.known = SimpleNamespace(image_features=torch.ones(96, 7), text_features=torch.ones(480, 3))
     batch = pairs.make_largest_batch(5)
-    assert batch.image_features.shape == (5, 7) and batch.text_features.shape == (5, 3) and batch.pixels is None
+    assert batch.image_features.shape == (5, 7) and batch.text_features.shape == (5, 3, 3) and batch.pixels is None

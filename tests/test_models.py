@@ -43,8 +43,8 @@ def pixel_batch(count=3, size=32):
 
 
 def batch_of(pixels, input_ids, attention_mask):
-    """A batch of pairs as the loader makes it, without anything known of them."""
-    return Batch(torch.arange(len(pixels)), pixels, input_ids, attention_mask, None, None)
+    """A batch as the loader makes it, of photos with one caption each, and without anything known of them."""
+    return Batch(torch.arange(len(pixels)), pixels, input_ids[:, None], attention_mask[:, None], None, None)
 
 
 def embeddings(count=6, dim=8, seed=0):
@@ -109,10 +109,10 @@ def test_a_large_batch_has_its_loss_streamed(monkeypatch):
     model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
     monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 17)
-    plain = model.loss(images, texts)
+    plain = model.loss_of_pairs(images, texts)
     assert "BlockwiseClipLoss" not in type(plain.grad_fn).__name__
     monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 16)
-    streamed = model.loss(images, texts)
+    streamed = model.loss_of_pairs(images, texts)
     assert type(streamed.grad_fn).__name__ == "BlockwiseClipLossBackward" and torch.allclose(plain, streamed)
 
 
@@ -241,7 +241,8 @@ def test_embeddings_are_of_unit_length_and_do_not_depend_on_the_batch():
     model = small_clip().eval()
     with torch.inference_mode():
         images, texts = model(batch_of(pixel_batch(), *text_batch(model)))
-        assert images.shape == texts.shape == (3, 32) and images.dtype == texts.dtype == torch.float32
+        assert images.shape == (3, 32) and texts.shape == (3, 1, 32) and images.dtype == texts.dtype == torch.float32
+        texts = texts[:, 0]
         assert torch.allclose(images.norm(dim=1), torch.ones(3)) and torch.allclose(texts.norm(dim=1), torch.ones(3))
         assert torch.allclose(images[1:2], model.encode_image(pixel_batch()[1:2]), atol=1e-5)
         assert torch.allclose(texts[2:], model.encode_text(*text_batch(model, CAPTIONS[2:])), atol=1e-5)
@@ -273,7 +274,25 @@ def test_the_configured_loss_is_used(loss):
     images, texts = (tensor.float() for tensor in embeddings(dim=32))
     expected = {"clip": lambda: naive_clip(images, texts, 2.0), "soft": lambda: naive_soft(images, texts, 2.0),
                 "siglip": lambda: naive_siglip(images, texts, 2.0, -10.0)}[loss]()
-    assert model.loss(images, texts).item() == pytest.approx(expected, rel=1e-5)
+    assert model.loss(images, texts[:, None]).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_several_captions_a_photo_the_loss_is_the_mean_over_them():
+    model = small_clip(temperature=0.5)
+    images, first = (tensor.float() for tensor in embeddings(dim=32))
+    _, second = (tensor.float() for tensor in embeddings(dim=32, seed=5))
+    expected = (naive_clip(images, first, 2.0) + naive_clip(images, second, 2.0)) / 2
+    assert model.loss(images, torch.stack([first, second], dim=1)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_caption_of_a_photo_is_embedded_as_if_it_were_alone(tower_flags):
+    model = pretrained_clip(tower_flags).eval()
+    input_ids, mask = text_batch(model, ["a dog", "two dogs run through the water", "snow", "a boy on a red bike"])
+    batch = Batch(torch.arange(2), pixel_batch(2), input_ids.view(2, 2, -1), mask.view(2, 2, -1), None, None)
+    with torch.inference_mode():
+        _, texts = model(batch)
+        assert torch.allclose(texts.flatten(0, 1), model.encode_text(input_ids, mask), atol=1e-5)
+        assert texts.shape == (2, 2, 32)
 
 
 def gradients_of(model, embed, texts):
@@ -296,13 +315,13 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout
     texts = [f"{caption} {number}" for number, caption in enumerate(CAPTIONS * 3)]
 
     def whole(batch):
-        pixels, input_ids, mask = batch.pixels, batch.input_ids, batch.attention_mask
+        pixels, input_ids, mask = batch.pixels, batch.input_ids[:, 0], batch.attention_mask[:, 0]
         if not dropout:
-            return model.encode_image(pixels), model.encode_text(input_ids, mask)
+            return model.encode_image(pixels), model.encode_text(input_ids, mask)[:, None]
         parts = zip(pixels.split(4), input_ids.split(4), mask.split(4), strict=True)  # dropout is drawn in this order
         images, texts = zip(*((model.encode_image(part[0]), model.encode_text(*part[1:])) for part in parts),
                             strict=True)
-        return torch.cat(images), torch.cat(texts)
+        return torch.cat(images), torch.cat(texts)[:, None]
 
     expected = gradients_of(model, whole, texts)
     calls = []
@@ -335,7 +354,7 @@ def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):
     model = pretrained_clip(tower_flags).train()
     calls = []
     model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
-    features = torch.randn(9, 32)
+    features = torch.randn(9, 1, 32)
     images, texts = MicroBatches(model, 4)(Batch(torch.arange(9), pixel_batch(9), None, None, None, features))
     assert calls == [4, 4, 1] and len(images) == len(texts) == 9
 
@@ -418,9 +437,9 @@ def test_features_made_before_give_the_same_embeddings(tower_flags):
     assert torch.equal(model.project_image(image_features), model.encode_image(pixels))
     assert torch.equal(model.project_text(text_features), model.encode_text(input_ids, mask))
     plain = model(batch_of(pixels, input_ids, mask))
-    for known in (Batch(torch.arange(3), None, input_ids, mask, image_features, None),
-                  Batch(torch.arange(3), pixels, None, None, None, text_features),
-                  Batch(torch.arange(3), None, None, None, image_features, text_features)):
+    for known in (Batch(torch.arange(3), None, input_ids[:, None], mask[:, None], image_features, None),
+                  Batch(torch.arange(3), pixels, None, None, None, text_features[:, None]),
+                  Batch(torch.arange(3), None, None, None, image_features, text_features[:, None])):
         assert all(torch.equal(one, other) for one, other in zip(model(known), plain, strict=True))
 
 

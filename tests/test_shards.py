@@ -91,7 +91,7 @@ def items_of(loader, epoch):
 def items_in(batches):
     return [(pixels.permute(1, 2, 0).numpy().tobytes(), tuple(ids[mask.bool()].tolist()))
             for batch in batches
-            for pixels, ids, mask in zip(batch.pixels, batch.input_ids, batch.attention_mask, strict=True)]
+            for pixels, (ids,), (mask,) in zip(batch.pixels, batch.input_ids, batch.attention_mask, strict=True)]
 
 
 def expected_items(pairs, epoch):
