@@ -52,7 +52,8 @@ class Config:
     # projection heads and loss
     head: Literal["mlp", "linear"] = "mlp"  # mlp: linear, GELU, linear, dropout, residual, layer norm
     embedding_dim: int = 512  # width of the space that both towers share
-    feature_dropout: float = 0.4  # dropout on the features that enter a head: the lever against overfitting
+    image_dropout: float = 0.6  # dropout on the features that enter the image head: the lever against overfitting
+    text_dropout: float = 0.1  # the same for the text head, which sees five captions to a photo
     head_dropout: float = 0.1  # dropout inside the mlp head
     loss: Literal["clip", "siglip", "soft"] = "clip"  # models.py explains the three
     temperature: float = 0.07  # at the start; learned from there, never below 0.01
@@ -90,7 +91,7 @@ class Config:
         require(self, ["scratch_width"], "a multiple of 64, the width of an attention head", lambda v: v in widths)
         require(self, ["image_size"], "at least 32 and at most 2,048", lambda v: v is None or 32 <= v <= 2048)
         require(self, ["temperature"], "from 0.01 to 1", lambda v: 0.01 <= v <= 1)
-        parts = ["feature_dropout", "head_dropout", "warmup", "averaging"]
+        parts = ["image_dropout", "text_dropout", "head_dropout", "warmup", "averaging"]
         require(self, parts, "from 0 to below 1", lambda v: 0 <= v < 1)
         require(self, ["crop_scale", "image_depth"], "above 0, at most 1", lambda v: 0 < v <= 1)
         counts = ["workers", "weight_decay", "seed", "split_seed", "heads_first", "micro_batch", "epoch_shards"]
@@ -115,13 +116,11 @@ class Config:
     def load(path):
         """Read settings written by `save`. Fields added since then take their defaults, or what was done before."""
         path = Path(path)
-        values = {**BEFORE_THERE_WAS, **read_json(path)}
+        values = in_todays_terms(read_json(path))
         types = get_type_hints(Config)
         settings = {}
         try:
             for name, value in values.items():
-                if name in RETIRED:
-                    continue
                 if name not in types:
                     raise UserError(f"not a config of this version: unknown {name!r:.60}")
                 settings[name] = checked_value(name, value, types[name])
@@ -164,8 +163,15 @@ def checked_value(name, value, annotation):
     raise UserError(f"{name} cannot be {value!r:.60}")
 
 
-BEFORE_THERE_WAS = {"captions_per_photo": 1}  # a setting whose default is another, runs of earlier versions did this
-RETIRED = {"cached_views"}  # settings of earlier versions, in whose models they may still stand
+def in_todays_terms(values):
+    """Return saved settings, which may be those of an earlier version, under the names that they have now."""
+    values = {"captions_per_photo": 1, **values}  # which was not a setting, but what was done
+    values.pop("cached_views", None)
+    if "feature_dropout" in values:
+        both = values.pop("feature_dropout")
+        values = {"image_dropout": both, "text_dropout": both, **values}
+    return values
+
 
 PRESETS = {
     "sample": Config(
@@ -188,7 +194,8 @@ PRESETS = {
         lr_image=6e-3,
         lr_text=4e-3,
         weight_decay=0.05,
-        feature_dropout=0.0,
+        image_dropout=0.0,
+        text_dropout=0.0,
         # The captions say left and right, and a ball is lost with the edge of a picture.
         flip=False,
         crop_scale=0.9,

@@ -30,6 +30,7 @@ from dataset import NOTHING_KNOWN, image_loader, image_path, names_its_splits, p
 from models import CLIP, embed_images, embed_texts
 from support.captions import read_text
 from support.find_run import checkpoint_dir
+from support.hubs import hub_penalties
 from support.images import picture_files
 from support.plots import draw_confusion, draw_similarity, draw_worst
 from support.process import is_first_process, start_process
@@ -40,18 +41,20 @@ DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"
 # ---------------------------------------------------------------- recall
 
 
-def retrieval_metrics(image_embeddings, text_embeddings, image_of_text):
+def retrieval_metrics(image_embeddings, text_embeddings, image_of_text, penalties=None):
     """Return two dictionaries, text_to_image and image_to_text, as in the JSON of the command.
 
     image_embeddings (N, D) and text_embeddings (M, D) are of unit length; image_of_text (M,) holds the row of each
     caption's image, from 0 to N - 1. Images without a caption are in the gallery but are no queries.
+    penalties (N,) are taken off the scores of the images, where a text looks for one.
     Raises ValueError for shapes or rows that do not fit.
     """
-    text_to_image_ranks, image_to_text_ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text)
+    ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text, penalties)
+    text_to_image_ranks, image_to_text_ranks = ranks
     return recall_summary(text_to_image_ranks), recall_summary(image_to_text_ranks)
 
 
-def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
+def retrieval_ranks(image_embeddings, text_embeddings, image_of_text, penalties=None):
     """Return where the own image ranks for each caption, (M,), and the best own caption for each image that has any.
 
     Arguments and errors as for `retrieval_metrics`.
@@ -65,22 +68,25 @@ def retrieval_ranks(image_embeddings, text_embeddings, image_of_text):
     if len(text_embeddings) == 0:
         raise ValueError("there are no captions to measure with")
     captioned = image_of_text.unique()
-    text_to_image_ranks = ranks_of(text_embeddings, image_embeddings, image_of_text, images)
+    text_to_image_ranks = ranks_of(text_embeddings, image_embeddings, image_of_text, images, penalties)
     image_to_text_ranks = ranks_of(image_embeddings[captioned], text_embeddings, captioned, image_of_text)
     return text_to_image_ranks, image_to_text_ranks
 
 
-def ranks_of(query_embeddings, gallery_embeddings, image_of_query, image_of_item, chunk=1024):
+def ranks_of(query_embeddings, gallery_embeddings, image_of_query, image_of_item, penalties=None, chunk=1024):
     """Return the rank (Q,) of each query's best match in the gallery, 1 is best.
 
     query_embeddings (Q, D) and gallery_embeddings (N, D) are of unit length; an item matches a query when both belong
     to one photo, image_of_query (Q,) and image_of_item (N,). The rank counts the items of *other* photos that score at
-    least as much as the best match. Works through `chunk` queries at a time: memory is chunk x N, not Q x N.
+    least as much as the best match. penalties: (N,), taken off the scores of the items. Works through `chunk` queries
+    at a time: memory is chunk x N, not Q x N.
     """
     ranks = [torch.empty(0, dtype=torch.long)]
     for start in range(0, len(query_embeddings), chunk):
         rows = slice(start, start + chunk)
         scores = query_embeddings[rows] @ gallery_embeddings.T  # (chunk, N)
+        if penalties is not None:
+            scores = scores - penalties
         is_match = image_of_query[rows].unsqueeze(1) == image_of_item.unsqueeze(0)  # (chunk, N)
         best = scores.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
         # "not below" rather than "at or above": a NaN must not win by comparing False with everything
@@ -123,10 +129,11 @@ class EmbeddedSplit:
     text_embeddings: torch.Tensor  # (M, D), unit length
     image_of_text: torch.Tensor  # (M,), the row of each caption's photo
     faults: dict  # {path: OSError} of the photos that could not be read; they are left out with their captions
+    penalties: torch.Tensor | None = None  # (N,), of hubs: what a search takes off the scores of photos
 
-    def ranks(self):
+    def ranks(self, penalties=None):
         """Return its `retrieval_ranks`: text to image, and image to text."""
-        return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text)
+        return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text, penalties)
 
 
 def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING_KNOWN):
@@ -156,6 +163,10 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
         text_embeddings = embed_texts(model, captions, batch_size, title="embedding captions")
     else:
         text_embeddings = project(model, model.project_text, known.text_features[rows != unreadable])
+    penalties = None
+    if model.caption_bank is not None:
+        scale = model.logit_scale.exp().item()
+        penalties = torch.from_numpy(hub_penalties(image_embeddings.numpy(), model.caption_bank.numpy(), scale))
     return EmbeddedSplit(
         files=[paths[place] for place in readable],
         captions=captions,
@@ -163,6 +174,7 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
         text_embeddings=text_embeddings,
         image_of_text=rows[rows != unreadable],
         faults={paths[place]: error for place, error in faults.items()},
+        penalties=penalties,
     )
 
 
@@ -174,19 +186,29 @@ def project(model, head, features):
 
 
 def report_of(embedded):
-    """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`."""
+    """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`.
+
+    And "text_to_image_less_hubs", as a search ranks, where the model has a bank of captions (support/hubs.py).
+    """
     text_to_image, image_to_text = map(recall_summary, embedded.ranks())
-    return {
+    report = {
         "images": len(embedded.files),
         "captions": len(embedded.captions),
         "text_to_image": text_to_image,
         "image_to_text": image_to_text,
     }
+    if embedded.penalties is not None:
+        less_hubs, _ = embedded.ranks(embedded.penalties)
+        report["text_to_image_less_hubs"] = recall_summary(less_hubs)
+    return report
 
 
 def recall_table(report):
     """Return the figures of a report as lines of text."""
-    frame = pd.DataFrame({name: report[direction] for direction, name in DIRECTIONS.items()}).T
+    rows = {name: report[direction] for direction, name in DIRECTIONS.items()}
+    if "text_to_image_less_hubs" in report:
+        rows["the first, hubs lowered"] = report["text_to_image_less_hubs"]
+    frame = pd.DataFrame(rows).T
     return frame.rename(columns={"median_rank": "median rank"}).to_string(float_format="{:.1f}".format)
 
 

@@ -110,9 +110,11 @@ class Gallery:
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
         self.embeddings = index.embeddings  # (N, D), a row for each readable file, in the order of `files` below
         self.looks = index.looks  # (N, 192), thumbnails of 8 x 8 colours, by which near-duplicates are told
-        # What the best picture scores for everyday prompts, such as "a dog runs through the grass": the third lowest of
+        # What the first match scores for everyday prompts, such as "a dog runs through the grass": the third lowest of
         # 32 such scores. A prompt that stays below it asks for something that is likely not here.
         self.usual_score = index.usual
+        # Half of what a picture scores for captions in general, which says nothing about one prompt: (N,).
+        self.penalties = index.penalties
         self.files = []
         self.skipped = {}
         for name, _, reason in index.files:
@@ -131,7 +133,7 @@ class Gallery:
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
         embedding = self.query_embedding(query, image, minus)  # (D,)
-        return at_least(threshold, self.rank(embedding, top_k, fold))
+        return at_least(threshold, self.rank(embedding, top_k, fold, is_text=image is None))
 
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
@@ -158,13 +160,19 @@ class Gallery:
             embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
         return embedding / np.linalg.norm(embedding)
 
-    def rank(self, embedding, top_k, fold=True):
-        """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together."""
+    def rank(self, embedding, top_k, fold=True, is_text=True):
+        """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together.
+
+        is_text: whether it is of prompts alone. Then pictures that are near to every text are ranked a little lower
+        (support/hubs.py), and their scores, which stay cosines, need not fall from match to match.
+        """
         if not self.files:
             return []
         # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
         # top_k of them, because a good match may have a thousand copies.
-        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000)  # of this one query
+        penalties = self.penalties if is_text else np.zeros_like(self.penalties)
+        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000, penalties)  # of one query
+        scores = scores + penalties[rows]
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places among `rows`, the best first
         else:
@@ -231,7 +239,7 @@ def find_pictures(gallery, flags):
     prompts = [*flags.query, *flags.plus]
     # As `gallery.search`, in its steps: the embedding explains as well, and the best score is told in any case.
     embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
-    found = gallery.rank(embedding, flags.top_k, flags.fold)
+    found = gallery.rank(embedding, flags.top_k, flags.fold, is_text=flags.image is None)
     matches = at_least(flags.threshold, found)
 
     # For people: what is remarkable about the prompts, a table, and whether it is any good.
@@ -239,8 +247,12 @@ def find_pictures(gallery, flags):
     lines = [*remarks_on_prompts(gallery, [*prompts, *flags.minus]), "", title]
     if matches:
         lines += match_table(matches)
+        scores = [match.score for match in matches]
+        if scores != sorted(scores, reverse=True):
+            lines.append("pictures that score for many prompts are ranked a little lower than their score")
     else:
-        lines.append(f"no picture scores {flags.threshold} or more: the best is {found[0].score:.3f}")
+        best = max(match.score for match in found)
+        lines.append(f"no picture scores {flags.threshold} or more: the best is {best:.3f}")
     remark = gallery.nothing_fits(matches)
     is_one_prompt = len(prompts) == 1 and not flags.image and not flags.minus
     if is_one_prompt and remark:

@@ -253,13 +253,17 @@ class CLIP(nn.Module):
         self.text_encoder = text_encoder
         self.image_head = new_head(image_encoder.feature_dim, config)
         self.text_head = new_head(text_encoder.feature_dim, config)
-        self.feature_dropout = Dropout(config.feature_dropout)
+        self.image_dropout = Dropout(config.image_dropout)
+        self.text_dropout = Dropout(config.text_dropout)
         # Kept as a logarithm, as OpenAI does: it stays positive, and a step changes it by a factor. `.exp()` of it is
         # the multiplier that losses take.
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
+        # (K, D) embeddings of captions, once it is trained: for a search, which tells by them the pictures that are
+        # near to every text (support/hubs.py). None: not there.
+        self.caption_bank = None
 
     @property
     def device(self):
@@ -278,11 +282,11 @@ class CLIP(nn.Module):
 
     def project_image(self, features):
         """(B, F) features of the image tower -> (B, D) unit-length float32."""
-        return F.normalize(self.image_head(self.feature_dropout(features)).float(), dim=-1)
+        return F.normalize(self.image_head(self.image_dropout(features)).float(), dim=-1)
 
     def project_text(self, features):
         """(B, F) features of the text tower -> (B, D) unit-length float32."""
-        return F.normalize(self.text_head(self.feature_dropout(features)).float(), dim=-1)
+        return F.normalize(self.text_head(self.text_dropout(features)).float(), dim=-1)
 
     def forward(self, batch):
         """Return the image embeddings (B, D) and text embeddings (B, K, D) of a `dataset.Batch`: K captions a photo."""

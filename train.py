@@ -23,6 +23,7 @@ if __name__ == "__main__":
     heed_signals()
 
 import math
+import random
 import time
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,7 @@ from support.big_batch import MicroBatches
 from support.console import print_plan, print_towers
 from support.errors import UserError, quoted, shown
 from support.files import file_key, write_file
+from support.hubs import BANK_SIZE, write_bank
 from support.kept import decode_once, kept_features
 from support.memory import pairs_that_fit
 from support.model_card import model_card
@@ -430,6 +432,7 @@ def finish(run, average, splits, config):
     if is_first_process():  # another machine need not see the run folder
         best = CLIP.from_pretrained(run.folder / "best").to(best.device)
     copy_from_first_process(best.state_dict().values())
+    keep_caption_bank(best, splits["train"], run, config)
 
     embedded = {}
     for split in ("dev", "test"):
@@ -450,6 +453,15 @@ def finish(run, average, splits, config):
         prompt = embedded[split].captions[0]  # data of another kind: something that is in it
     elsewhere = "" if str(run.folder.parent) == "runs" else f" --checkpoint {run.folder}"
     print(f"next: python inference.py --query {quoted(prompt)}{elsewhere}")
+
+
+def keep_caption_bank(best, table, run, config):
+    """Embed some thousand training captions, by which a search knows photos that are near to every text."""
+    captions = list(table["caption"])
+    drawn = random.Random(config.seed).sample(captions, min(BANK_SIZE, len(captions)))
+    best.caption_bank = embed_texts(best, drawn, EMBEDDED_AT_ONCE)  # (K, D)
+    if is_first_process():
+        write_bank(run.folder / "best", best.caption_bank.numpy())
 
 
 def read_again(command):

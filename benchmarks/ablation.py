@@ -66,7 +66,7 @@ LEVERS = {  # changes of our recipe, one at a time
         "our recipe": {},
         "first token instead of mean": {"pooling": "cls"},
         "linear heads": {"head": "linear"},
-        "no dropout on features": {"feature_dropout": 0.0},
+        "no dropout on features": {"image_dropout": 0.0, "text_dropout": 0.0},
         "256 dimensions": {"embedding_dim": 256},
         "no averaging": {"averaging": 0.0},
         "batch 32": {"batch_size": 32},
@@ -83,7 +83,7 @@ LEVERS = {  # changes of our recipe, one at a time
         "image tower whole": {"image_depth": 1.0},
         "no heads first": {"heads_first": 0},
         "no crops, no mirroring": {"crop_scale": 1.0, "flip": False},
-        "no dropout on features": {"feature_dropout": 0.0},
+        "no dropout on features": {"image_dropout": 0.0, "text_dropout": 0.0},
         "no averaging": {"averaging": 0.0},
     },
 }

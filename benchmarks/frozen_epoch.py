@@ -60,8 +60,9 @@ class EpochConfig:
 def ancestors(model, table, data_dir):
     """Yield the seconds of a pair after each step as the ancestors take it."""
     model = copy.deepcopy(model)
-    model.config = replace(model.config, precision="fp32", feature_dropout=0.0)
-    model.feature_dropout.p = 0.0
+    model.config = replace(model.config, precision="fp32", image_dropout=0.0, text_dropout=0.0)
+    model.image_dropout.p = 0.0
+    model.text_dropout.p = 0.0
     model.image_encoder.to(memory_format=torch.contiguous_format)
     rows = CaptionRows(table, data_dir, model, NOTHING_KNOWN)
     groups = [{"params": [parameter], "lr": RATES["heads"]} for parameter in model.parameters()

@@ -166,7 +166,7 @@ def config_of(flags):
     return replace(
         PRESETS["flickr8k"], data_dir=flags.data_dir, image_encoder=flags.image_encoder,
         text_encoder=flags.text_encoder, freeze=flags.freeze, pooling="cls", embedding_dim=256, head_dropout=0.1,
-        feature_dropout=0.0, image_depth=1.0, fix_batch_norm=False, seed=flags.seed)
+        image_dropout=0.0, text_dropout=0.0, image_depth=1.0, fix_batch_norm=False, seed=flags.seed)
 
 
 def main(flags):

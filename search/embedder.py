@@ -16,6 +16,7 @@ from search.near_duplicates import LOOK_WIDTH, look_of
 from search.onnx_text import remarks_on
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
+from support.hubs import hub_penalties, read_bank
 from support.images import read_image
 from support.process import process_count, start_process
 from support.prompts import EVERYDAY
@@ -95,6 +96,11 @@ class Embedder:
     def everyday_embeddings(self):
         """The (Q, D) embeddings of the `EVERYDAY` prompts."""
         return self.embed_prompts(EVERYDAY)
+
+    def hub_penalties(self, embeddings):
+        """Return what is to be taken off the scores of pictures, (N,) float32; embeddings: theirs, (N, D)."""
+        bank = read_bank(self.checkpoint, self.config.embedding_dim)
+        return hub_penalties(embeddings, bank, self.logit_scale)
 
     # ------------------------------------------------------------ what a person is told
 

@@ -32,7 +32,8 @@ class Index:
     embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 192)
     float16, by which near-duplicates are told.
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
-    usual: the score that the best picture for an everyday prompt has at least, or None where it is not known.
+    usual: the score that the first match for an everyday prompt has at least. penalties: (N,) float16, of hubs
+    (support/hubs.py). Both are None where they are not known yet.
     """
 
     model: str = ""
@@ -43,11 +44,13 @@ class Index:
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
     usual: float | None = None
+    penalties: np.ndarray | None = None
     format: int = INDEX_FORMAT
 
     def about(self):
         """Return everything but the arrays, as plain types."""
-        return {key: value for key, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        arrays = ("embeddings", "looks", "penalties")
+        return {key: value for key, value in vars(self).items() if key not in arrays}
 
     def entries(self):
         """Return {name: Entry} of all its files."""
@@ -94,6 +97,8 @@ def write_index(path, index):
         "looks": np.ascontiguousarray(index.looks),
         "about": np.frombuffer(json.dumps(index.about()).encode(), np.uint8),
     }
+    if index.penalties is not None:
+        tensors["penalties"] = index.penalties
     write_file(path, save(tensors))
 
 
@@ -123,11 +128,16 @@ def map_index(path):
     check_about(about)
     embeddings = map_rows(path, start, header["embeddings"])
     looks = map_rows(path, start, header["looks"])
+    penalties = None
+    if "penalties" in header:  # not in an index of an earlier version
+        penalties = map_rows(path, start, header["penalties"])
 
     count = sum(reason is None for _, _, reason in about["files"])
     if embeddings.ndim != 2 or len(embeddings) != count or looks.shape != (count, LOOK_WIDTH):
         raise ValueError("the rows are not those of the files")
-    return Index(**about, embeddings=embeddings, looks=looks)
+    if penalties is not None and penalties.shape != (count,):
+        raise ValueError("the penalties are not those of the files")
+    return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties)
 
 
 def map_rows(path, start, tensor):

@@ -7,12 +7,12 @@ import numpy as np
 BLOCK = 8192  # rows looked at together: few enough to stay in the processor's cache
 
 
-def nearest(embeddings, queries, top_k):
+def nearest(embeddings, queries, top_k, penalties=None):
     """Return the scores (Q, K) and row numbers (Q, K) of the best rows for each query, best first; K <= top_k.
 
     embeddings: (N, D) float16, unit length, in memory or mapped from disk; queries: (Q, D) float32, unit length.
-    Scores are float32 cosines; of equal ones the first row comes first. Rows that hold no numbers, as in a stranger's
-    index, score -1.
+    Scores are float32 cosines, less the penalties (N,) where there are any; of equal ones the first row comes first.
+    Rows that hold no numbers, as in a stranger's index, score -1.
     """
     top_k = min(top_k, len(embeddings))
     best_scores = np.full((len(queries), top_k), -np.inf, np.float32)
@@ -21,7 +21,10 @@ def nearest(embeddings, queries, top_k):
         return best_scores, best_rows
 
     for start in range(0, len(embeddings), BLOCK):
-        scores = cosines(queries, embeddings[start : start + BLOCK])  # (Q, n)
+        block = slice(start, start + BLOCK)
+        scores = cosines(queries, embeddings[block])  # (Q, n)
+        if penalties is not None:
+            scores = scores - penalties[block]
         scores[~np.isfinite(scores)] = -1
 
         for query in range(len(queries)):

@@ -124,7 +124,8 @@ class Page:
 
         matches = [match for match in found if match.score >= least]
         if not matches:
-            remarks.append(f"No picture scores {least:g} or more: the best has {found[0].score:.3f}.")
+            best = max(match.score for match in found)
+            remarks.append(f"No picture scores {least:g} or more: the best has {best:.3f}.")
         elif prompts and not minus and not example:
             remark = self.gallery.nothing_fits(matches)
             if remark:

@@ -61,11 +61,14 @@ def up_to_date_index(pictures, embedder, progress=True):
             save(arranged(entries, stamps, embeddings, looks, replace(about, sources={})), pictures)
 
     index = arranged(entries, stamps, embeddings, looks, about)
-    if index.files == known.files and known.usual is not None:
+    is_as_known = index.files == known.files and known.penalties is not None
+    if is_as_known:
         index.usual = known.usual
+        index.penalties = known.penalties
     else:
-        index.usual = usual_score(index.embeddings, embedder)
-    if index.about() != known.about():
+        index.penalties = embedder.hub_penalties(index.embeddings).astype(np.float16)
+        index.usual = usual_score(index, embedder)
+    if not is_as_known or index.about() != known.about():
         save(index, pictures)
     return index, len(embeddings) - len(known.embeddings)
 
@@ -134,12 +137,12 @@ def save(index, pictures):
         pictures.index_file.save(index)
 
 
-def usual_score(embeddings, embedder):
-    """Return the score that the best picture has for nearly all `EVERYDAY` prompts, or None without pictures.
+def usual_score(index, embedder):
+    """Return the score that the first match has for nearly all `EVERYDAY` prompts, or None without pictures.
 
-    embeddings: (N, D) float16. A prompt whose best picture scores less is likely of something that is not there.
+    A prompt whose first match scores less is likely of something that is not there.
     """
-    if not len(embeddings):
+    if not len(index.embeddings):
         return None
-    best_scores, _ = nearest(embeddings, embedder.everyday_embeddings, 1)  # (Q, 1)
-    return float(np.sort(best_scores[:, 0])[EXCEPTIONS])
+    scores, rows = nearest(index.embeddings, embedder.everyday_embeddings, 1, index.penalties)  # (Q, 1)
+    return float(np.sort(scores + index.penalties[rows], axis=0)[EXCEPTIONS, 0])

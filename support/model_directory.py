@@ -4,14 +4,17 @@
     model.safetensors    the weights of both towers and heads, and the logit scale
     image_encoder/       config.json, in timm's own form, from which `local-dir:` rebuilds the architecture
     text_encoder/        config.json and the tokenizer, as `AutoModel` and `AutoTokenizer` read them
+    caption_bank.safetensors    embeddings of captions, by which a search knows hubs; not in models of earlier versions
 """
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from support.files import write_json
+from support.hubs import read_bank, write_bank
 from support.strangers import Building, check_answers, check_files, check_sizes, one_line_for
 
 ELSEWHERE = ("architecture", "url", "hf_hub_id", "file", "source")  # where timm's weights came from, not what they are
@@ -40,6 +43,8 @@ def write_model(model, directory):
 
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    if model.caption_bank is not None:
+        write_bank(directory, model.caption_bank.numpy())
 
 
 def read_model(directory, load_config, build):
@@ -59,4 +64,6 @@ def read_model(directory, load_config, build):
             model = build(directory, config, tokenizer)
         model.load_state_dict(load_file(weights))
         check_answers(model.eval(), weights)
+        bank = read_bank(directory, config.embedding_dim)
+        model.caption_bank = None if bank is None else torch.from_numpy(bank)
         return model

@@ -78,7 +78,7 @@ def test_metrics_equal_the_full_matrix_reference(chunk):
     text_to_image, image_to_text = naive_metrics(images, texts, image_of_text)
     found = retrieval_metrics(images, texts, image_of_text)
     assert found[0] == pytest.approx(text_to_image) and found[1] == pytest.approx(image_to_text)
-    ranks = ranks_of(texts, images, image_of_text, torch.arange(40), chunk)
+    ranks = ranks_of(texts, images, image_of_text, torch.arange(40), chunk=chunk)
     assert recall_summary(ranks) == pytest.approx(text_to_image)
 
 

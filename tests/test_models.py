@@ -307,7 +307,7 @@ def gradients_of(model, embed, texts):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(tower_flags, dropout):
     torch.manual_seed(0)
-    model = CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, feature_dropout=dropout,
+    model = CLIP.from_config(replace(SMALL, pretrained=True, max_tokens=32, image_dropout=dropout, text_dropout=dropout,
                                      head_dropout=dropout, **tower_flags))
     for module in model.text_encoder.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -444,7 +444,8 @@ def test_features_made_before_give_the_same_embeddings(tower_flags):
 
 
 def test_dropout_on_features_is_there_in_training_only(tower_flags):
-    model = pretrained_clip(tower_flags, feature_dropout=0.9, head_dropout=0.0, freeze="both", head="linear")
+    dropout = {"image_dropout": 0.9, "text_dropout": 0.9, "head_dropout": 0.0}
+    model = pretrained_clip(tower_flags, freeze="both", head="linear", **dropout)
     features = torch.ones(4, model.image_encoder.feature_dim)
     assert torch.equal(*(model.eval().project_image(features) for _ in range(2)))
     assert not torch.equal(*(model.train().project_image(features) for _ in range(2)))

@@ -333,9 +333,9 @@ def calm(tmp_path_factory, tower_flags):
     settings = json.loads((text / "config.json").read_text())
     settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (text / "config.json").write_text(json.dumps(settings))
-    return {"image_encoder": tower_flags["image_encoder"], "text_encoder": str(text), "feature_dropout": 0.0,
-            "head_dropout": 0.0, "precision": "fp32", "batch_size": 96, "epochs": 2, "heads_first": 0, "workers": 2,
-            "max_tokens": 32}
+    calm = {"image_dropout": 0.0, "text_dropout": 0.0, "head_dropout": 0.0, "precision": "fp32"}
+    return {"image_encoder": tower_flags["image_encoder"], "text_encoder": str(text), **calm, "batch_size": 96,
+            "epochs": 2, "heads_first": 0, "workers": 2, "max_tokens": 32}
 
 
 def rows_of(run_dir):
@@ -385,7 +385,7 @@ def test_training_from_shards_is_training_from_the_folder(tmp_path, pattern, unp
 
 def test_a_run_goes_on_with_the_next_shards(tmp_path, pattern, calm, monkeypatch):
     config = replace(PRESETS["flickr8k"], data_dir=pattern, **calm)
-    config = replace(config, epochs=2, epoch_shards=2, batch_size=16, workers=0, feature_dropout=0.4)
+    config = replace(config, epochs=2, epoch_shards=2, batch_size=16, workers=0, image_dropout=0.4)
     train.main(replace(config, run_dir=tmp_path / "whole"), "")
     keep, config = Run.keep, replace(config, run_dir=tmp_path / "stopped")
 
