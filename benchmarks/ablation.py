@@ -9,6 +9,7 @@ is that of the ancestors' epoch with the lowest validation loss, as they choose 
 choose nothing on dev. Seconds are those of training and of measuring dev, without the features of frozen towers.
 """
 
+import functools
 import platform
 import sys
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 import tyro
@@ -54,6 +56,56 @@ def unit_length(loss):
     return lambda images, texts, scale: loss(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
 
 
+# ---------------------------------------------------------------- levers that are no settings, for they gave nothing
+
+
+def mean_and_maximum(model):
+    """Let the image tower pool its last map by the mean of mean and maximum."""
+    pool = timm.layers.SelectAdaptivePool2d(pool_type="avgmax", flatten=True)
+    model.image_encoder.backbone.global_pool = pool
+
+
+def hardest_negatives(model, margin=0.2):
+    """Add the hinge of the hardest negative of each photo and caption (Faghri et al. 2018)."""
+    plain = model.loss_of_pairs
+
+    def loss_of_pairs(images, texts):
+        scores = images @ texts.T  # (B, B)
+        others = scores - 3 * torch.eye(len(scores))  # the match is no negative
+        of_images = F.relu(margin + others.amax(dim=1) - scores.diagonal())
+        of_texts = F.relu(margin + others.amax(dim=0) - scores.diagonal())
+        return plain(images, texts) + of_images.mean() + of_texts.mean()
+
+    model.loss_of_pairs = loss_of_pairs
+
+
+def taught_by_the_text_tower(model, share=0.3, temperature=0.05):
+    """Soften the targets by how alike the frozen text tower finds the captions (as Huang et al. 2024)."""
+    embed = model.forward
+
+    def forward(batch):
+        model.batch = batch
+        return embed(batch)
+
+    def loss(images, texts):
+        scale = model.logit_scale.exp()
+        losses = []
+        for column, embeddings in enumerate(texts.unbind(dim=1)):  # (B, D)
+            features = F.normalize(model.batch.text_features[:, column], dim=-1)
+            alike = (features @ features.T / temperature).softmax(dim=1)  # (B, B)
+            targets = (1 - share) * torch.eye(len(alike)) + share * alike
+            logits = scale * images @ embeddings.T
+            losses.append((F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2)
+        return torch.stack(losses).mean()
+
+    model.forward = forward
+    model.loss = loss
+
+
+# ---------------------------------------------------------------- the rows
+
+ONE_CAPTION = {"captions_per_photo": 1, "image_dropout": 0.4, "text_dropout": 0.4}  # our recipe of 25 November
+
 REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps the repairs above it
     "ancestors' recipe": {},
     "+ embeddings of unit length": {"loss": unit_length(seed_recipe.unscaled)},
@@ -64,19 +116,31 @@ REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps t
 LEVERS = {  # changes of our recipe, one at a time
     "frozen": {
         "our recipe": {},
+        "one caption a photo and step": {"captions_per_photo": 1},
+        "two captions a photo and step": {"captions_per_photo": 2},
+        "one caption, dropout of 0.4 on all features": ONE_CAPTION,
+        "dropout of 0.4 on photos' features": {"image_dropout": 0.4},
+        "dropout of 0.4 on captions' features": {"text_dropout": 0.4},
         "first token instead of mean": {"pooling": "cls"},
         "linear heads": {"head": "linear"},
         "no dropout on features": {"image_dropout": 0.0, "text_dropout": 0.0},
         "256 dimensions": {"embedding_dim": 256},
+        "1,024 dimensions": {"embedding_dim": 1024},
+        "dropout of 0.3 in the heads": {"head_dropout": 0.3},
         "no averaging": {"averaging": 0.0},
         "batch 32": {"batch_size": 32},
         "batch 128": {"batch_size": 128},
         "batch 512": {"batch_size": 512},
         "sigmoid loss": {"loss": "siglip"},
         "soft targets, detached": {"loss": "soft"},
+        "soft targets from the text tower": {"change": taught_by_the_text_tower},
+        "hardest negatives beside": {"change": hardest_negatives},
+        "mean and maximum of the photo's map": {"change": mean_and_maximum},
     },
     "towers": {
         "our recipe": {},
+        "one caption a photo and step": {"captions_per_photo": 1},
+        "one caption, dropout of 0.4 on all features": ONE_CAPTION,
         "both towers frozen": {"freeze": "both"},
         "image tower frozen": {"freeze": "image"},
         "text tower frozen": {"freeze": "text"},
@@ -89,10 +153,15 @@ LEVERS = {  # changes of our recipe, one at a time
 }
 
 
-def ours(flags, splits, config):
-    """Train as train.py does, without its files; returns the report of the last epoch and the seconds of all."""
+def ours(flags, splits, config, change=None):
+    """Train as train.py does, without its files; returns the report of the last epoch and the seconds of all.
+
+    change: a function that changes the model before it trains.
+    """
     torch.manual_seed(config.seed)
     model = CLIP.from_config(config).to(start_process("auto"), memory_format=torch.channels_last)
+    if change:
+        change(model)
     average = RunningMean(model, config.averaging)
     run = Run(config)
     phases = []
@@ -107,6 +176,12 @@ def ours(flags, splits, config):
             phase.forget_steps()
             seconds += row["seconds"]
     return row, seconds
+
+
+def one_of_ours(flags, splits, base, changes, seed):
+    """Return what `ours` returns for a row of LEVERS and a seed."""
+    settings = {name: value for name, value in changes.items() if name != "change"}
+    return ours(flags, splits, replace(base, seed=seed, **settings), changes.get("change"))
 
 
 def ancestors(flags, splits, config, **repairs):
@@ -139,8 +214,8 @@ def main(flags):
     if flags.part == "frozen":
         runs |= {name: lambda seed, repairs=repairs: ancestors(flags, splits, replace(base, seed=seed), **repairs)
                  for name, repairs in REPAIRS.items()}
-    runs |= {name: lambda seed, changes=changes: ours(flags, splits, replace(base, seed=seed, **changes))
-             for name, changes in LEVERS[flags.part].items()}
+    for name, changes in LEVERS[flags.part].items():
+        runs[name] = functools.partial(one_of_ours, flags, splits, base, changes)
     lines = [
         f"{flags.epochs} epochs, {flags.seeds} seed{'s' * (flags.seeds > 1)} a row, {Path(base.image_encoder).name} "
         f"and {Path(base.text_encoder).name}, torch {torch.__version__}, {platform.machine()}, "
