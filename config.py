@@ -61,7 +61,8 @@ class Config:
     # optimisation
     heads_first: int = 30  # epochs of a first phase: heads alone, on cached features, before pretrained towers move
     epochs: int = 24  # an epoch shows every photo once, with some of its captions (but for a last, smaller batch)
-    captions_per_photo: int = 5  # how many of its captions a photo is shown with; the loss is the mean over them
+    captions_alone: int = 5  # captions that a step shows of each photo while no tower learns; the loss is their mean
+    captions: int = 2  # the same once a tower learns: each costs a pass of the text tower
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
     batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
     micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: what fits, a CPU: in 6 GB
@@ -82,7 +83,7 @@ class Config:
     resume: bool = False  # go on with --run-dir, or with the newest run, under its own settings
 
     def __post_init__(self):
-        require(self, ["epochs", "captions_per_photo", "scratch_layers"], "at least 1", lambda v: v >= 1)
+        require(self, ["epochs", "captions_alone", "captions", "scratch_layers"], "at least 1", lambda v: v >= 1)
         require(self, ["embedding_dim"], "from 1 to 65,536", lambda v: 1 <= v <= 2**16)
         require(self, ["batch_size"], "at least 2: a pair is told from the others of its batch", lambda v: v >= 2)
         tokens = "from 3, of which start and end token are two, to 4,096"
@@ -165,7 +166,7 @@ def checked_value(name, value, annotation):
 
 def in_todays_terms(values):
     """Return saved settings, which may be those of an earlier version, under the names that they have now."""
-    values = {"captions_per_photo": 1, **values}  # which was not a setting, but what was done
+    values = {"captions_alone": 1, "captions": 1, **values}  # which were no settings, but what was done
     values.pop("cached_views", None)
     if "feature_dropout" in values:
         both = values.pop("feature_dropout")
@@ -188,7 +189,7 @@ PRESETS = {
         # Towers from scratch: larger learning rates, and nothing that slows learning down.
         pretrained=False,
         epochs=16,
-        captions_per_photo=1,
+        captions=1,
         batch_size=100,
         lr_heads=4e-3,
         lr_image=6e-3,

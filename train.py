@@ -176,7 +176,8 @@ def make_phase(model, splits, config, frozen, epochs):
     train_precomputed = precompute(model, splits["train"], config, frozen, "train")
     dev_precomputed = precompute(model, splits["dev"], config, frozen, "dev")
 
-    pairs = training_pairs(model, splits["train"], config, train_precomputed)
+    captions = config.captions_alone if frozen == "both" else config.captions
+    pairs = training_pairs(model, splits["train"], config, train_precomputed, captions)
     workers = config.workers
     if train_precomputed.image_features is not None:
         workers = 0  # rows of a tensor need no processes to fetch them
@@ -209,7 +210,7 @@ def make_phase(model, splits, config, frozen, epochs):
     )
 
 
-def training_pairs(model, table, config, known):
+def training_pairs(model, table, config, known, captions_per_photo):
     """Return the `CaptionDataset` of the train split, as this model wants its photos and captions."""
     size = model.config.image_size
     transform = train_transform(size, config.crop_scale, config.flip)
@@ -223,7 +224,7 @@ def training_pairs(model, table, config, known):
         tower.max_tokens,
         config.seed,
         known,
-        config.captions_per_photo,
+        captions_per_photo,
     )
 
 

@@ -104,7 +104,7 @@ def taught_by_the_text_tower(model, share=0.3, temperature=0.05):
 
 # ---------------------------------------------------------------- the rows
 
-ONE_CAPTION = {"captions_per_photo": 1, "image_dropout": 0.4, "text_dropout": 0.4}  # our recipe of 25 November
+ONE_CAPTION = {"captions_alone": 1, "captions": 1, "image_dropout": 0.4, "text_dropout": 0.4}  # our recipe of 25 November
 
 REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps the repairs above it
     "ancestors' recipe": {},
@@ -116,8 +116,8 @@ REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps t
 LEVERS = {  # changes of our recipe, one at a time
     "frozen": {
         "our recipe": {},
-        "one caption a photo and step": {"captions_per_photo": 1},
-        "two captions a photo and step": {"captions_per_photo": 2},
+        "one caption a photo and step": {"captions_alone": 1},
+        "two captions a photo and step": {"captions_alone": 2},
         "one caption, dropout of 0.4 on all features": ONE_CAPTION,
         "dropout of 0.4 on photos' features": {"image_dropout": 0.4},
         "dropout of 0.4 on captions' features": {"text_dropout": 0.4},
@@ -139,7 +139,7 @@ LEVERS = {  # changes of our recipe, one at a time
     },
     "towers": {
         "our recipe": {},
-        "one caption a photo and step": {"captions_per_photo": 1},
+        "one caption a photo and step": {"captions": 1},
         "one caption, dropout of 0.4 on all features": ONE_CAPTION,
         "both towers frozen": {"freeze": "both"},
         "image tower frozen": {"freeze": "image"},
