@@ -60,12 +60,12 @@ class Config:
 
     # optimisation
     heads_first: int = 30  # epochs of a first phase: heads alone, on cached features, before pretrained towers move
-    epochs: int = 24  # an epoch shows every photo once, with some of its captions (but for a last, smaller batch)
-    captions_alone: int = 5  # captions that a step shows of each photo while no tower learns; the loss is their mean
+    epochs: int = 24  # an epoch shows every photo once, but for the few of a last, smaller batch
+    captions_alone: int = 5  # captions that a photo is shown with while no tower learns; the loss is the mean over them
     captions: int = 2  # the same once a tower learns: each costs a pass of the text tower
     epoch_shards: int = 0  # shards that an epoch shows, where --data-dir names shards; 0: all of them
-    batch_size: int = 256  # pairs a step; every other pair of the batch is a negative
-    micro_batch: int = 0  # pairs computed at a time, for the same gradient in less memory; 0: what fits, a CPU: in 6 GB
+    batch_size: int = 256  # photos a step, each with its captions; captions of the other photos are its negatives
+    micro_batch: int = 0  # photos computed at a time, for the same gradient in less memory; 0: what fits (a CPU: 6 GB)
     lr_heads_alone: float = 2e-3  # peak learning rate of the heads and the logit scale while no tower learns
     lr_heads: float = 5e-4  # the same once a tower learns
     lr_image: float = 3e-4  # peak learning rate of the image tower

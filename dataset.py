@@ -321,14 +321,19 @@ def captions_of_photos(table):
 
 @lru_cache(maxsize=1)
 def epoch_draws(seed, epoch, count):
-    """Return two random numbers below 2**32 for each photo of an epoch, for its captions and its crop: (N, 2)."""
+    """Return two random numbers below 2**32 for each photo of an epoch, for its captions and its crop: (N, 2).
+
+    All at once, and kept, for each item of the epoch asks for its two.
+    """
     return np.random.default_rng((seed, epoch)).integers(2**32, size=(count, 2))
 
 
 class CaptionDataset(Dataset):
     """Training pairs: one item a photo, with K of its captions, `captions_per_photo`, drawn anew each epoch.
 
-    A photo is therefore never twice in a batch, where its other captions would be taken for negatives.
+    The photo is embedded once for all of them, and is never twice in a batch, where its other captions would be taken
+    for negatives. Where K is all the captions there are, the draw says in what order they come, and so beside which
+    captions of other photos.
     Captions and crop are drawn from (seed, epoch, row) alone: the same for any number of workers, and after a resume.
     """
 
@@ -375,7 +380,7 @@ class CaptionDataset(Dataset):
             image = self.known.image_features[photo_row]
         else:
             pixels = self.photos.pixels(photo_row, content)  # (S, S, 3); damaged photos were left out before
-            self.transform.py_random.seed(int(crop_draw))  # the same crop in whichever worker
+            self.transform.py_random.seed(int(crop_draw))  # crops and flips are drawn from it: alike in any worker
             image = self.transform(image=pixels)["image"]
 
         if self.known.text_features is not None:

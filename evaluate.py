@@ -55,7 +55,9 @@ def retrieval_metrics(image_embeddings, text_embeddings, image_of_text, penaltie
 
 
 def retrieval_ranks(image_embeddings, text_embeddings, image_of_text, penalties=None):
-    """Return where the own image ranks for each caption, (M,), and the best own caption for each image that has any.
+    """Return the rank of its own image for each caption, (M,), and of the best of its own captions for each image.
+
+    The second counts only the images that have any. 1 is the best rank.
 
     Arguments and errors as for `retrieval_metrics`.
     """
@@ -188,7 +190,8 @@ def project(model, head, features):
 def report_of(embedded):
     """Return {"images", "captions", "text_to_image", "image_to_text"} of an `EmbeddedSplit`.
 
-    And "text_to_image_less_hubs", as a search ranks, where the model has a bank of captions (support/hubs.py).
+    And "text_to_image_less_hubs", where the model has a bank of captions (support/hubs.py): inference.py ranks like
+    that. The plain figures are those that compare with the literature.
     """
     text_to_image, image_to_text = map(recall_summary, embedded.ranks())
     report = {
@@ -207,7 +210,7 @@ def recall_table(report):
     """Return the figures of a report as lines of text."""
     rows = {name: report[direction] for direction, name in DIRECTIONS.items()}
     if "text_to_image_less_hubs" in report:
-        rows["the first, hubs lowered"] = report["text_to_image_less_hubs"]
+        rows["text -> image, as searched"] = report["text_to_image_less_hubs"]
     frame = pd.DataFrame(rows).T
     return frame.rename(columns={"median_rank": "median rank"}).to_string(float_format="{:.1f}".format)
 

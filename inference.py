@@ -110,8 +110,8 @@ class Gallery:
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
         self.embeddings = index.embeddings  # (N, D), a row for each readable file, in the order of `files` below
         self.looks = index.looks  # (N, 192), thumbnails of 8 x 8 colours, by which near-duplicates are told
-        # What the first match scores for everyday prompts, such as "a dog runs through the grass": the third lowest of
-        # 32 such scores. A prompt that stays below it asks for something that is likely not here.
+        # What the first match scores at least for 30 of 32 everyday prompts, such as "a dog runs through the grass". A
+        # prompt that stays below it asks for something that is likely not here.
         self.usual_score = index.usual
         # Half of what a picture scores for captions in general, which says nothing about one prompt: (N,).
         self.penalties = index.penalties
@@ -172,7 +172,7 @@ class Gallery:
         # top_k of them, because a good match may have a thousand copies.
         penalties = self.penalties if is_text else np.zeros_like(self.penalties)
         (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000, penalties)  # of one query
-        scores = scores + penalties[rows]
+        scores = scores + penalties[rows]  # by which they were ranked; they are cosines again
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places among `rows`, the best first
         else:

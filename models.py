@@ -308,7 +308,7 @@ class CLIP(nn.Module):
         image_embeddings: (B, D). text_embeddings: (B, K, D); the loss is the mean of K losses, in each of which every
         photo has one of its K captions, so that no photo's own caption is among its negatives.
         """
-        # With several processes B counts the pairs of all, and gradients find their way back to each.
+        # With several processes B now counts the photos of all, and gradients find their way back to each.
         images = gather_embeddings(image_embeddings)  # (B, D)
         losses = []
         for texts in gather_embeddings(text_embeddings).unbind(dim=1):  # (B, D)
@@ -337,7 +337,7 @@ class CLIP(nn.Module):
         """Fix the towers named (none, image, text or both), and the lowest layers of a pretrained image tower.
 
         The lowest layers see edges, which need no learning anew. They hold few weights, but work at the highest
-        resolution, so that training them would take half of the time. How many: --image-depth.
+        resolution: to train them as well would double the time of a step. How many: --image-depth.
         """
         self.requires_grad_(True)
         if towers in ("image", "both"):
@@ -403,7 +403,7 @@ class CLIP(nn.Module):
         Reads nothing outside it, and believes nothing in it unchecked; raises UserError for whatever is wrong with it.
         """
         directory = model_folder(name, revision, token)
-        # The two functions are called in this order: its settings, then a model of them; at last it gets its weights.
+        # It calls `Config.load`, then `cls.without_weights`, and then fills in the weights.
         return read_model(directory, Config.load, cls.without_weights)
 
     @classmethod
@@ -421,7 +421,10 @@ class CLIP(nn.Module):
         return cls(config, image_encoder, text_encoder)
 
     def save_pretrained(self, directory):
-        """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/."""
+        """Write a model directory: config.json, model.safetensors, image_encoder/ and text_encoder/.
+
+        And, once a run has ended, caption_bank.safetensors.
+        """
         write_model(self, directory)
 
     def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):

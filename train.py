@@ -82,8 +82,8 @@ def train_one_epoch(model, average, phase, run, epoch, config):
     what had to be skipped.
     """
     model.train()
-    start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws another caption and crop of each
-    average.follow(model)  # finds which weights move; `update` below moves the mean after them
+    start_epoch(phase.loader, epoch)  # shuffles the photos anew, and draws the captions and the crop of each
+    average.follow(model)  # notes which weights train; `update` below moves their running mean
     # As `for step, batch in enumerate(phase.loader)`, but steps count from the start of the phase, batches come on the
     # model's device, and an epoch that was interrupted goes on after its len(phase.losses) steps.
     for step, batch in run.steps(phase, epoch):
@@ -91,9 +91,9 @@ def train_one_epoch(model, average, phase, run, epoch, config):
 
         with model.autocast():
             image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) and (B, K, D), unit length
-        # All (B, B) similarities: in row i the right text is number i, in column i the right image is. With K
-        # captions a photo that is so K times, and the mean counts. With several processes, B counts the pairs of all.
-        # In float32: a softmax over similarities needs the digits.
+        # For each k, the (B, B) similarities of all photos with their captions number k: in row i the right text is
+        # number i, in column i the right image is. The loss is the mean over the K matrices. With several processes, B
+        # counts the photos of all. In float32: a softmax over similarities needs the digits.
         loss = model.loss(image_embeddings, text_embeddings)
 
         phase.optimizer.zero_grad(set_to_none=True)
@@ -103,14 +103,14 @@ def train_one_epoch(model, average, phase, run, epoch, config):
         norm = nn.utils.clip_grad_norm_(phase.weights, config.grad_clip)
 
         phase.losses.append(loss.item())  # for the mean; and a run that stops goes on after so many steps
-        # Not if loss or norm is no number: in fp16 that happens now and then, and the step is counted as skipped;
-        # otherwise the run stops here and names the photos. The scaler skips the step, but not the clamp and the mean.
+        # Where loss or norm is no number, the step is not taken. In fp16 that happens now and then, and the step is
+        # counted as skipped; otherwise `accepts_step` ends the run, and names the photos.
         if run.accepts_step(step, loss, norm, phase, batch, (image_embeddings, text_embeddings)):
             phase.scaler.step(phase.optimizer)
             model.clamp_logit_scale()
-            average.update(step)  # it looks back over few steps while there are few: the phase before is soon forgotten
+            average.update(step)  # the fewer the steps so far, the faster it follows: it forgets the phase before soon
         else:
-            average.put_statistics_back()  # the model's BatchNorm statistics, spoilt by this batch, from the mean's
+            average.put_statistics_back()  # this batch may have spoilt the model's BatchNorm statistics
         phase.scaler.update()
     return phase.figures()
 
@@ -136,7 +136,7 @@ class Phase:
     dev_precomputed: Precomputed  # decoded photos, or features of frozen towers, of dev
 
     # Of the epoch under way, kept when it is interrupted: where a resumed one goes on, and so empty when one begins.
-    losses: list = field(default_factory=list)  # a step each
+    losses: list = field(default_factory=list)  # one for each step that is done: a resumed epoch goes on after these
     skipped_steps: int = 0  # counted by `run.accepts_step`
 
     @property
@@ -352,7 +352,7 @@ def measure_on_dev(model, phase, table, config):
 
 def main(config, first_line=""):
     device = start_process(config.device)  # under torchrun the processes meet here; only the first one prints
-    # What this machine cannot do is refused before anything is read; no result is used.
+    # Called for the errors they raise: what this machine cannot do is refused before anything is read.
     choose_dtype(device, config.precision)
     refuse_unequal_shares(config.batch_size)
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
@@ -370,8 +370,8 @@ def main(config, first_line=""):
         average = RunningMean(model, config.averaging)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
-        # features that the towers make once. Nothing of this phase is kept: after a stop in it the run begins anew. The
-        # last of its epochs is row 0 of metrics.jsonl.
+        # features that the towers make once. Its heads stay in the model, and the last of its epochs is row 0 of
+        # metrics.jsonl. On disk nothing is kept before it is over: after a stop in it the run begins anew.
         heads_row = None
         if run.is_new and heads_learn_first(config):
             start = time.perf_counter()
@@ -389,7 +389,7 @@ def main(config, first_line=""):
         phase = make_phase(model, splits, config, config.freeze, config.epochs)
         model.config = replace(model.config, micro_batch=phase.micro_batch)  # kept, so that a resume has the same
         average.model.config = model.config
-        # From here on the run keeps these three. One that goes on has their weights, moments and history back.
+        # From here on the run keeps these three; one that goes on puts weights, moments and history back from last/.
         run.take_up(model, average, phase)
         print_plan(model, phase, config)
         if heads_row:
@@ -429,8 +429,8 @@ def heads_learn_first(config):
 
 def finish(run, average, splits, config):
     """Measure best/ on dev and test, and write the pictures and the model card of the run."""
-    best = average.model  # in the other processes, only to be overwritten
-    if is_first_process():  # another machine need not see the run folder
+    best = average.model  # in the other processes, whose weights are then overwritten
+    if is_first_process():  # the others may be on machines that do not see the run folder
         best = CLIP.from_pretrained(run.folder / "best").to(best.device)
     copy_from_first_process(best.state_dict().values())
     keep_caption_bank(best, splits["train"], run, config)

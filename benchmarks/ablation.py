@@ -104,7 +104,8 @@ def taught_by_the_text_tower(model, share=0.3, temperature=0.05):
 
 # ---------------------------------------------------------------- the rows
 
-ONE_CAPTION = {"captions_alone": 1, "captions": 1, "image_dropout": 0.4, "text_dropout": 0.4}  # our recipe of 25 November
+# our recipe of 25 November
+ONE_CAPTION = {"captions_alone": 1, "captions": 1, "image_dropout": 0.4, "text_dropout": 0.4}
 
 REPAIRS = {  # the ancestors' recipe, and what of it is mended; each row keeps the repairs above it
     "ancestors' recipe": {},

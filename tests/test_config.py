@@ -137,6 +137,20 @@ def test_a_setting_that_has_retired_is_passed_over():
     assert Config.load("config.json") == PRESETS["sample"]
 
 
+def test_settings_of_an_earlier_version_mean_what_they_meant():
+    """It had one dropout for both heads, and showed a photo with one of its captions."""
+    PRESETS["flickr8k"].save("config.json")
+    values = json.loads(Path("config.json").read_text())
+    for name in ("image_dropout", "text_dropout", "captions", "captions_alone"):
+        del values[name]
+    Path("config.json").write_text(json.dumps({"feature_dropout": 0.4, **values}))
+    config = Config.load("config.json")
+    assert (config.image_dropout, config.text_dropout, config.captions, config.captions_alone) == (0.4, 0.4, 1, 1)
+    Path("config.json").write_text(json.dumps({"feature_dropout": "much", **values}))
+    with pytest.raises(UserError, match="image_dropout cannot be 'much'"):
+        Config.load("config.json")
+
+
 @pytest.mark.parametrize("text, complaint", [
     ("{", "cannot be read"),
     ("[]", "must hold a JSON object"),
