@@ -53,7 +53,7 @@ class Config:
     head: Literal["mlp", "linear"] = "mlp"  # mlp: linear, GELU, linear, dropout, residual, layer norm
     embedding_dim: int = 512  # width of the space that both towers share
     image_dropout: float = 0.6  # dropout on the features that enter the image head: the lever against overfitting
-    text_dropout: float = 0.1  # the same for the text head, which sees five captions to a photo
+    text_dropout: float = 0.1  # the same for the text head: there are more captions than photos, so less is needed
     head_dropout: float = 0.1  # dropout inside the mlp head
     loss: Literal["clip", "siglip", "soft"] = "clip"  # models.py explains the three
     temperature: float = 0.07  # at the start; learned from there, never below 0.01
@@ -238,6 +238,8 @@ class EvaluateConfig:
 class InferenceConfig:
     """Rank the pictures of a gallery against a prompt or an example picture, or tell which label or caption fits."""
 
+    # `Optional[Path]` and a bare tuple, of texts: for `Path | None` and `tuple[str, ...]` tyro would import a library
+    # that checks types, which is a tenth of a second of each prompt.
     query: tyro.conf.UseAppendAction[tuple] = ()  # what to look for, in words; several count alike
     image: Optional[Path] = None  # what to look for, by example
     plus: tyro.conf.UseAppendAction[tuple] = ()  # what else it should show; the same as another --query

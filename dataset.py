@@ -352,7 +352,8 @@ class CaptionDataset(Dataset):
         # Photos are numbered in the order in which the table first names them, captions by their row in the table.
         self.photos = Photos(paths_of(table, data_dir), size, known.decoded)
         self.captions_of = captions_of_photos(table)
-        self.captions_per_photo = min(captions_per_photo, max(map(len, self.captions_of)))  # no more than there are
+        there_are = int(np.median([len(rows) for rows in self.captions_of]))  # for most photos
+        self.captions_per_photo = min(captions_per_photo, max(1, there_are))
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.transform = transform

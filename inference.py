@@ -133,7 +133,8 @@ class Gallery:
         Raises UserError if nothing is asked for, or the example cannot be read.
         """
         embedding = self.query_embedding(query, image, minus)  # (D,)
-        return at_least(threshold, self.rank(embedding, top_k, fold, is_text=image is None))
+        is_prompt = image is None and not minus
+        return self.rank(embedding, top_k, fold, threshold, is_prompt)
 
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
@@ -160,19 +161,22 @@ class Gallery:
             embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
         return embedding / np.linalg.norm(embedding)
 
-    def rank(self, embedding, top_k, fold=True, is_text=True):
+    def rank(self, embedding, top_k, fold=True, threshold=None, is_prompt=True):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together.
 
-        is_text: whether it is of prompts alone. Then pictures that are near to every text are ranked a little lower
-        (support/hubs.py), and their scores, which stay cosines, need not fall from match to match.
+        threshold: the least score. is_prompt: whether it is of prompts alone. Then pictures that are near to every text
+        are ranked a little lower (support/hubs.py), and scores, which stay cosines, need not fall from match to match.
         """
         if not self.files:
             return []
         # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
         # top_k of them, because a good match may have a thousand copies.
-        penalties = self.penalties if is_text else np.zeros_like(self.penalties)
+        penalties = self.penalties if is_prompt else np.zeros_like(self.penalties)
         (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000, penalties)  # of one query
         scores = scores + penalties[rows]  # by which they were ranked; they are cosines again
+        if threshold is not None:
+            rows = rows[scores >= threshold]
+            scores = scores[scores >= threshold]
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places among `rows`, the best first
         else:
@@ -184,6 +188,11 @@ class Gallery:
             matches.append(Match(rank, self.files[rows[best]], float(scores[best]), copies))
         return matches
 
+    def best_score(self, embedding):
+        """Return the highest score that any picture has for an embedding (D,)."""
+        scores, _ = nearest(self.embeddings, embedding[None], 1)  # (1, 1)
+        return float(scores[0, 0])
+
     def explain(self, file, query=(), image=None, minus=()):
         """Return a picture (H, W, 3) uint8 in which red marks what answers the question; arguments as for `search`.
 
@@ -191,12 +200,19 @@ class Gallery:
         """
         return self.embedder.explain(file, self.query_embedding(query, image, minus))
 
+    def remarks_on_order(self, matches):
+        """Return a line that says why scores do not fall from match to match, where they do not, in a list."""
+        scores = [match.score for match in matches]
+        if scores == sorted(scores, reverse=True):
+            return []
+        return ["pictures that score for nearly every prompt stand further down than their score says"]
+
     def nothing_fits(self, matches):
-        """Return a remark if the best match for a prompt scores less than everyday prompts reach here, else None."""
+        """Return a remark if the first match for a prompt scores less than everyday prompts reach here, else None."""
         if not matches or self.usual_score is None or matches[0].score >= self.usual_score:
             return None
         return (
-            f"nothing here fits well: the best scores {matches[0].score:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
+            f"nothing here fits well: the first scores {matches[0].score:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
             f"{len(EVERYDAY)} everyday prompts it is {self.usual_score:.3f} or more"
         )
 
@@ -218,11 +234,6 @@ class Gallery:
         return probabilities
 
 
-def at_least(threshold, matches):
-    """Return the matches that score so much or more; all of them where the threshold is None."""
-    return [match for match in matches if threshold is None or match.score >= threshold]
-
-
 # ---------------------------------------------------------------- four questions
 
 
@@ -237,22 +248,19 @@ class Answer(NamedTuple):
 def find_pictures(gallery, flags):
     """Answer which pictures fit prompts, or an example picture, best."""
     prompts = [*flags.query, *flags.plus]
-    # As `gallery.search`, in its steps: the embedding explains as well, and the best score is told in any case.
+    # As `gallery.search`, in its steps, for the embedding explains as well.
     embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
-    found = gallery.rank(embedding, flags.top_k, flags.fold, is_text=flags.image is None)
-    matches = at_least(flags.threshold, found)
+    is_prompt = flags.image is None and not flags.minus
+    matches = gallery.rank(embedding, flags.top_k, flags.fold, flags.threshold, is_prompt)
 
     # For people: what is remarkable about the prompts, a table, and whether it is any good.
     title = title_of(flags)
     lines = [*remarks_on_prompts(gallery, [*prompts, *flags.minus]), "", title]
     if matches:
         lines += match_table(matches)
-        scores = [match.score for match in matches]
-        if scores != sorted(scores, reverse=True):
-            lines.append("pictures that score for many prompts are ranked a little lower than their score")
+        lines += gallery.remarks_on_order(matches)
     else:
-        best = max(match.score for match in found)
-        lines.append(f"no picture scores {flags.threshold} or more: the best is {best:.3f}")
+        lines.append(f"no picture scores {flags.threshold} or more: the best is {gallery.best_score(embedding):.3f}")
     remark = gallery.nothing_fits(matches)
     is_one_prompt = len(prompts) == 1 and not flags.image and not flags.minus
     if is_one_prompt and remark:

@@ -457,10 +457,11 @@ def finish(run, average, splits, config):
 
 
 def keep_caption_bank(best, table, run, config):
-    """Embed some thousand training captions, by which a search knows photos that are near to every text."""
+    """Embed some thousand training captions, by which a search recognises photos that are near to every text."""
     captions = list(table["caption"])
     drawn = random.Random(config.seed).sample(captions, min(BANK_SIZE, len(captions)))
-    best.caption_bank = embed_texts(best, drawn, EMBEDDED_AT_ONCE)  # (K, D)
+    bank = embed_texts(best, drawn, EMBEDDED_AT_ONCE, title="embedding captions to know hubs by")  # (K, D)
+    best.caption_bank = bank.half().float()  # as it is kept
     if is_first_process():
         write_bank(run.folder / "best", best.caption_bank.numpy())
 

@@ -71,7 +71,7 @@ def hardest_negatives(model, margin=0.2):
 
     def loss_of_pairs(images, texts):
         scores = images @ texts.T  # (B, B)
-        others = scores - 3 * torch.eye(len(scores))  # the match is no negative
+        others = scores - 3 * torch.eye(len(scores), device=scores.device)  # the match is no negative
         of_images = F.relu(margin + others.amax(dim=1) - scores.diagonal())
         of_texts = F.relu(margin + others.amax(dim=0) - scores.diagonal())
         return plain(images, texts) + of_images.mean() + of_texts.mean()
@@ -93,7 +93,7 @@ def taught_by_the_text_tower(model, share=0.3, temperature=0.05):
         for column, embeddings in enumerate(texts.unbind(dim=1)):  # (B, D)
             features = F.normalize(model.batch.text_features[:, column], dim=-1)
             alike = (features @ features.T / temperature).softmax(dim=1)  # (B, B)
-            targets = (1 - share) * torch.eye(len(alike)) + share * alike
+            targets = (1 - share) * torch.eye(len(alike), device=alike.device) + share * alike
             logits = scale * images @ embeddings.T
             losses.append((F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2)
         return torch.stack(losses).mean()

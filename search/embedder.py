@@ -16,7 +16,7 @@ from search.near_duplicates import LOOK_WIDTH, look_of
 from search.onnx_text import remarks_on
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
-from support.hubs import hub_penalties, read_bank
+from support.hubs import bank_stamp, hub_penalties, read_bank
 from support.images import read_image
 from support.process import process_count, start_process
 from support.prompts import EVERYDAY
@@ -98,9 +98,18 @@ class Embedder:
         return self.embed_prompts(EVERYDAY)
 
     def hub_penalties(self, embeddings):
-        """Return what is to be taken off the scores of pictures, (N,) float32; embeddings: theirs, (N, D)."""
-        bank = read_bank(self.checkpoint, self.config.embedding_dim)
-        return hub_penalties(embeddings, bank, self.logit_scale)
+        """Return what is to be taken off the scores of pictures, (N,) float16; embeddings: theirs, (N, D)."""
+        return hub_penalties(embeddings, self.bank, self.logit_scale).astype(np.float16)
+
+    @functools.cached_property
+    def bank(self):
+        """The embeddings (K, D) of captions by which pictures are told that are near to every text, or None."""
+        return read_bank(self.checkpoint, self.config.embedding_dim)
+
+    @functools.cached_property
+    def bank_stamp(self):
+        """What tells that the bank has changed."""
+        return bank_stamp(self.checkpoint)
 
     # ------------------------------------------------------------ what a person is told
 

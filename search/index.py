@@ -32,8 +32,8 @@ class Index:
     embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 192)
     float16, by which near-duplicates are told.
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
-    usual: the score that the first match for an everyday prompt has at least. penalties: (N,) float16, of hubs
-    (support/hubs.py). Both are None where they are not known yet.
+    usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
+    penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
     """
 
     model: str = ""
@@ -44,6 +44,7 @@ class Index:
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
     usual: float | None = None
+    bank: str | None = None
     penalties: np.ndarray | None = None
     format: int = INDEX_FORMAT
 
@@ -135,8 +136,9 @@ def map_index(path):
     count = sum(reason is None for _, _, reason in about["files"])
     if embeddings.ndim != 2 or len(embeddings) != count or looks.shape != (count, LOOK_WIDTH):
         raise ValueError("the rows are not those of the files")
-    if penalties is not None and penalties.shape != (count,):
-        raise ValueError("the penalties are not those of the files")
+    if penalties is not None:
+        could_be = penalties.shape == (count,) and (np.abs(penalties) <= 1).all()  # also not where it is no number
+        penalties = penalties if could_be else None
     return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties)
 
 
@@ -154,11 +156,11 @@ def map_rows(path, start, tensor):
 
 def check_about(about):
     """Raise an error unless these are values that `Index.about` could have given."""
-    kinds = {"usual": float | None, "model_files": dict, "sources": dict, "splits": list}
+    kinds = {"usual": float | None, "bank": str | None, "model_files": dict, "sources": dict, "splits": list}
     if about["format"] != INDEX_FORMAT or not re.fullmatch("[0-9a-f]{64}", about["model"]):
         raise ValueError("another format, or no fingerprint")
     for name, kind in kinds.items():
-        if not isinstance(about[name], kind):
+        if not isinstance(about.get(name), kind):
             raise ValueError(f"{name} is of another kind")
     for name, stamp, reason in about["files"]:
         if not (isinstance(name, str) and isinstance(stamp, str | None) and isinstance(reason, str | None)):

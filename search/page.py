@@ -118,15 +118,17 @@ class Page:
         with self.model_in_use if needs_model else contextlib.nullcontext():
             remarks = [remark for words in prompts + minus for remark in embedder.remarks(words)]
             try:
-                found = self.gallery.search(prompts, int(count), example, minus)
+                embedding = self.gallery.query_embedding(prompts, example, minus)
             except UserError as error:
                 return status_html(error, kind="problem"), "", "", None
 
-        matches = [match for match in found if match.score >= least]
+        is_prompt = not example and not minus
+        matches = self.gallery.rank(embedding, int(count), threshold=least, is_prompt=is_prompt)
+        remarks += self.gallery.remarks_on_order(matches)
         if not matches:
-            best = max(match.score for match in found)
+            best = self.gallery.best_score(embedding)
             remarks.append(f"No picture scores {least:g} or more: the best has {best:.3f}.")
-        elif prompts and not minus and not example:
+        elif is_prompt:
             remark = self.gallery.nothing_fits(matches)
             if remark:
                 remarks.append(remark)

@@ -46,9 +46,10 @@ def pictures_of_folder(folder, leave_out=None):
     else:
         names = picture_names(folder)
         index_name = INDEX_NAME
-    if leave_out is not None:
-        where = os.path.abspath(root)
-        names = [name for name in names if os.path.join(where, name) != leave_out]
+    where = os.path.abspath(root) + os.sep
+    if leave_out is not None and leave_out.startswith(where):
+        left_out = leave_out.removeprefix(where).replace(os.sep, "/")
+        names = [name for name in names if name != left_out]
     return Pictures(name, root, names, IndexFile(root, index_name))
 
 

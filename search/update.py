@@ -32,6 +32,7 @@ def up_to_date_index(pictures, embedder, progress=True):
         model_stamps(embedder.checkpoint),
         sources=pictures.sources,
         splits=pictures.splits,
+        bank=embedder.bank_stamp,
     )
 
     # What is known, and what is new?
@@ -44,6 +45,7 @@ def up_to_date_index(pictures, embedder, progress=True):
         compute_beside_others(embedder)
     embeddings = known.embeddings  # (N, D)
     looks = known.looks  # (N, 192)
+    penalties = known.penalties  # (N,)
     part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
     starts = range(0, len(new), part_size)
     for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
@@ -56,19 +58,17 @@ def up_to_date_index(pictures, embedder, progress=True):
         entries |= new_entries(part, stamps, embedded.faults, len(embeddings))
         embeddings = np.concatenate([embeddings, embedded.embeddings])
         looks = np.concatenate([looks, embedded.looks])
+        penalties = np.concatenate([penalties, embedder.hub_penalties(embedded.embeddings)])
         if start + len(part) < len(new):
             # A part of a split is not to be taken for all of it, and so this one has no sources.
-            save(arranged(entries, stamps, embeddings, looks, replace(about, sources={})), pictures)
+            save(arranged(entries, stamps, embeddings, looks, penalties, replace(about, sources={})), pictures)
 
-    index = arranged(entries, stamps, embeddings, looks, about)
-    is_as_known = index.files == known.files and known.penalties is not None
-    if is_as_known:
+    index = arranged(entries, stamps, embeddings, looks, penalties, about)
+    if index.files == known.files and known.usual is not None:
         index.usual = known.usual
-        index.penalties = known.penalties
     else:
-        index.penalties = embedder.hub_penalties(index.embeddings).astype(np.float16)
         index.usual = usual_score(index, embedder)
-    if not is_as_known or index.about() != known.about():
+    if index.about() != known.about():
         save(index, pictures)
     return index, len(embeddings) - len(known.embeddings)
 
@@ -83,13 +83,16 @@ def compute_beside_others(embedder):
 
 
 def index_of_this_model(index_file, embedder):
-    """Return the `Index` that is kept; an empty one where there is none, or another model's."""
+    """Return the `Index` that is kept, with penalties by the model's bank; an empty one where it is another model's."""
     index = index_file.read()
     embedder.recall_fingerprint(index.model_files, index.model)
     width = embedder.config.embedding_dim
-    if index.model == embedder.fingerprint and index.embeddings.shape[1] == width:
-        return index
-    return Index(embeddings=np.empty((0, width), np.float16))
+    if index.model != embedder.fingerprint or index.embeddings.shape[1] != width:
+        index = Index(embeddings=np.empty((0, width), np.float16))
+    if index.penalties is None or index.bank != embedder.bank_stamp:  # an earlier version's, or the bank is another
+        index.penalties = embedder.hub_penalties(index.embeddings)
+        index.usual = None
+    return index
 
 
 def known_entries(known, stamps, root):
@@ -120,7 +123,7 @@ def new_entries(names, stamps, faults, first_row):
     return entries
 
 
-def arranged(entries, names, embeddings, looks, about):
+def arranged(entries, names, embeddings, looks, penalties, about):
     """Return the `Index` of the entries there are so far, in the order of the names; all else is as in `about`."""
     there = {name: entries[name] for name in names if name in entries}
     files = [[name, entry.stamp, entry.reason] for name, entry in there.items()]
@@ -128,7 +131,8 @@ def arranged(entries, names, embeddings, looks, about):
     if rows != list(range(len(embeddings))):  # otherwise they may stay mapped from disk
         embeddings = embeddings[rows]
         looks = looks[rows]
-    return replace(about, files=files, embeddings=embeddings, looks=looks)
+        penalties = penalties[rows]
+    return replace(about, files=files, embeddings=embeddings, looks=looks, penalties=penalties)
 
 
 def save(index, pictures):

@@ -22,20 +22,23 @@ def print_plan(model, phase, config):
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in phase.weights)
     dtype = str(model.compute_dtype()).removeprefix("torch.")
-    pairs = process_count() * phase.loader.batch_size
+    photos = process_count() * phase.loader.batch_size
+    captions = phase.pairs.captions_per_photo
+    batch = f"{photos} photos" if captions == 1 else f"{photos} photos with {captions} captions each"
     processes = f", in {process_count()} processes" if process_count() > 1 else ""
     print(f"{trained:,} of {total:,} parameters, {model.config.image_size} px, on {phase.device} in {dtype}")
-    print(f"{config.epochs} epochs of {len(phase.loader)} steps of {pairs} pairs, into {config.run_dir}{processes}")
+    print(f"{config.epochs} epochs of {len(phase.loader)} steps of {batch}, into {config.run_dir}{processes}")
     if len(model.image_encoder.layers()) == 1 and config.image_depth < 1:
         print(f"the layers of {config.image_encoder} are not known: it trains as a whole")
     in_parts = phase.micro_batch < phase.loader.batch_size
     if in_parts:
-        print(f"each batch is computed in parts of {phase.micro_batch} pairs, for memory (--micro-batch says how many)")
+        parts = f"parts of {phase.micro_batch} photos"
+        print(f"each batch is computed in {parts}, for memory (--micro-batch says how many)")
     batch_norm_learns = not (config.pretrained and config.fix_batch_norm)
     if batch_norm_learns and (in_parts or process_count() > 1):
         print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
-    if pairs < config.batch_size:
-        print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {pairs}")
+    if photos < config.batch_size:
+        print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {photos}")
 
 
 def print_epoch(history, chance_loss, epochs):

@@ -11,6 +11,7 @@ from support.errors import UserError
 from support.tars import tar_of
 
 MOST_JSON = 10_000_000  # bytes of a settings file
+BANK_FILE = "caption_bank.safetensors"  # in a model directory: support/hubs.py
 
 # ---------------------------------------------------------------- JSON
 
@@ -65,8 +66,9 @@ def file_key(file, folder):
 
 
 def model_files(directory):
-    """Return the files of a model directory on which its embeddings depend: all but its card."""
-    return sorted(path for path in Path(directory).rglob("*") if path.is_file() and path.name != "README.md")
+    """Return the files of a model directory on which its embeddings depend: all but its card and its bank."""
+    others = ("README.md", BANK_FILE)
+    return sorted(path for path in Path(directory).rglob("*") if path.is_file() and path.name not in others)
 
 
 def model_stamps(directory):

@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from support.errors import UserError
-from support.files import write_file
+from support.files import BANK_FILE, stamp, write_file
 
-BANK_FILE = "caption_bank.safetensors"  # in a model directory
 BANK_SIZE = 3_000  # captions; with a third of them the gain varies, with all 30,000 of Flickr8k it is the same
-MOST_IN_BANK = 100_000  # of a stranger's model
+MOST_IN_BANK = 10_000  # of a stranger's model
 PART_TAKEN_OFF = 0.5
 BLOCK = 4_096  # pictures looked at together
 
@@ -36,7 +35,12 @@ def hub_penalties(embeddings, bank, logit_scale):
         highest = logits.max(axis=1, keepdims=True)
         mean = np.exp(logits - highest).mean(axis=1)
         penalties[rows] = (highest[:, 0] + np.log(mean)) / logit_scale
-    return PART_TAKEN_OFF * np.nan_to_num(penalties)
+    return PART_TAKEN_OFF * np.nan_to_num(penalties, nan=0, posinf=0, neginf=0)  # of rows that hold no numbers
+
+
+def bank_stamp(directory):
+    """Return what tells that the bank of a model directory has changed, or None where it has none."""
+    return stamp(directory / BANK_FILE)
 
 
 def write_bank(directory, bank):
@@ -54,12 +58,13 @@ def read_bank(directory, width):
         return None
     try:
         with safe_open(path, "numpy") as file:
-            count, its_width = file.get_slice("captions").get_shape()
-            if its_width != width or not 1 <= count <= MOST_IN_BANK:
-                raise ValueError(f"{count:,} embeddings of width {its_width}")
+            captions = file.get_slice("captions")
+            count, its_width = captions.get_shape()
+            if its_width != width or not 1 <= count <= MOST_IN_BANK or captions.get_dtype() not in ("F16", "F32"):
+                raise ValueError(f"{count:,} embeddings of width {its_width}, {captions.get_dtype()}")
             bank = file.get_tensor("captions").astype(np.float32)
-        if not np.isfinite(bank).all():
-            raise ValueError("numbers that are not finite")
+        if not (np.abs(np.linalg.norm(bank, axis=1) - 1) < 0.01).all():
+            raise ValueError("they are not of unit length")
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no bank of captions: {error}: delete it, and pictures are ranked without") from None
     return bank

@@ -97,12 +97,12 @@ def test_a_run_says_its_parts_and_a_resume_keeps_to_them(tmp_path, sample_dir, t
     config = small_run(tmp_path / "run", sample_dir, tower_flags, heads_first=0)
     monkeypatch.setattr(train, "pairs_that_fit", lambda model, batch_of, size: size // 4)
     train.main(replace(config, epochs=1), "")
-    assert "each batch is computed in parts of 8 pairs" in capsys.readouterr().out
+    assert "each batch is computed in parts of 8 photos" in capsys.readouterr().out
     saved = Config.load(config.run_dir / "last" / "config.json")
     assert saved.micro_batch == 8
     monkeypatch.setattr(train, "pairs_that_fit", None)  # not to be asked again
     train.main(replace(saved, run_dir=config.run_dir, resume=True, epochs=2), "")
-    assert "each batch is computed in parts of 8 pairs" in capsys.readouterr().out
+    assert "each batch is computed in parts of 8 photos" in capsys.readouterr().out
 
     monkeypatch.undo()
     train.main(small_run(tmp_path / "whole", sample_dir, tower_flags, heads_first=0, epochs=1), "")
