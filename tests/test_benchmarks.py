@@ -53,10 +53,10 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     assert CLIP.from_pretrained(checkpoint_dir(tmp_path / "none")).config.pooling == "cls"
     shown = run_script("evaluate.py", "--split", "dev", "--compare", "both", "none", cwd=tmp_path).stdout
     assert "95 % interval" in shown
-    shown = run_script("benchmarks/ablation.py", "frozen", *towers, "--epochs", 1, "--seeds", 2, "--output", "table.md",
+    shown = run_script("benchmarks/ablation.py", "frozen", *towers, "--epochs", 1, "--seeds", 1, "--output", "table.md",
                        cwd=tmp_path).stdout
     rows = (tmp_path / "table.md").read_text()
-    assert rows in shown and rows.count("\n| ") == 17 and "| our recipe |" in rows
+    assert rows in shown and rows.count("\n| ") == 27 and "| our recipe |" in rows
     shown = run_script("benchmarks/ablation.py", "towers", *towers, "--epochs", 1, "--seeds", 1, "--only", "text tower",
                        cwd=tmp_path).stdout
     assert "| text tower frozen |" in shown
@@ -137,6 +137,6 @@ def test_the_gpu_benchmark_says_where_there_is_none_and_its_parts_work(tmp_path,
     model, (loader,) = gpu.set_up(tmp_path, flags, image_encoder="test_resnet", image_size=32,
                                   text_encoder="scratch", scratch_layers=1, scratch_width=64)
     batch = next(gpu.batches(loader))
-    assert batch.pixels.shape == (4, 3, 32, 32) and batch.input_ids.shape == (4, 24)
+    assert batch.pixels.shape == (4, 3, 32, 32) and batch.input_ids.shape == (4, 1, 24)
     assert gpu.rate(model, gpu.batches(loader), steps=1) > 0 and gpu.traffic(model, batch) > 0
     assert all(peak > 0 for peak in gpu.peaks(torch.device("cpu"), size=64))
