@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py --workers 8
 
-Random weights, ResNet50 at 224 pixels and DistilBERT at 24 tokens, all layers training, in the step of train.py:
-forward, loss, backward, clipping, AdamW and averaging. Each batch size is timed with pixels that are on the device
-already, and fed by the training loader from a cache of drawn pixels. Peaks are measured beside it: a large bfloat16
-product, and a large copy. FLOPs are counted as in training_step.py. Bytes are an estimate, not a count: see `traffic`.
+Random weights, ResNet50 at 224 pixels and DistilBERT at 24 tokens, one caption a photo, all layers training, in the
+step of train.py: forward, loss, backward, clipping, AdamW and averaging. Each batch size is timed with pixels that are
+on the device already, and fed by the training loader from a cache of drawn pixels. Peaks are measured beside it: a
+large bfloat16 product, and a large copy. FLOPs are counted as in training_step.py. Bytes are an estimate, not a count:
+see `traffic`.
 """
 
 import sys

@@ -5,8 +5,9 @@
 
 The ancestors' step: float32, captions padded to 200 tokens, their loss, plain AdamW. Ours is that of train.py: bfloat16
 where the processor has it, channels last, captions padded to the longest of like length, gradient clipping, fused AdamW
-and the running mean; all layers train in both. Each way runs in processes of its own, turn by turn, so that the peak of
-its memory is its own. The last lines give the share of the measured matrix-product peak of this machine.
+and the running mean; all layers train in both, and photos come with one caption. Each way runs in processes of its own,
+turn by turn, so that the peak of its memory is its own. The last lines give the share of the measured matrix-product
+peak of this machine.
 """
 
 import itertools
