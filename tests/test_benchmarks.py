@@ -106,9 +106,9 @@ def test_the_benchmarks_of_speed_run(sample_dir, capsys):
 
 def test_the_memory_of_a_step_is_kept_within_a_limit(capsys):
     small = {"batch_size": 8, "image_encoder": "test_resnet", "text_layers": 1, "steps": 1}
-    training_step.main(training_step.StepConfig(**small, limits=(3.0,)))
+    training_step.main(training_step.StepConfig(**small, limits=(4.0,)))
     row = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert row[2].strip() == "8 of 8" and 0.3 < float(row[4]) < 3
+    assert row[2].strip() == "8 of 8" and 0.3 < float(row[4]) < 4
 
 
 def test_an_epoch_of_repeated_features_and_a_gallery_are_timed(sample_dir, tower_flags, capsys):

@@ -383,10 +383,12 @@ def test_a_photo_is_shown_with_as_many_captions_as_are_asked_for(sample_dir):
 
 
 def test_a_photo_with_fewer_captions_shows_them_again():
-    table = pd.DataFrame({"image": ["a", "b", "a", "a"], "caption": ["one", "two", "three", "four"]})
+    table = pd.DataFrame({"image": list("abaacc"), "caption": ["one", "two", "three", "four", "five", "six"]})
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, "", tokenizer, None, 32, 16, captions_per_photo=3)
-    assert pairs.drawn_captions(0, 4) == [2, 3, 0] and pairs.drawn_captions(1, 4) == [1, 1, 1]
+    assert pairs.captions_of == [[0, 2, 3], [1], [4, 5]] and pairs.captions_per_photo == 2  # as most photos have
+    assert pairs.drawn_captions(0, 4) == [2, 3] and pairs.drawn_captions(1, 4) == [1, 1]
+    assert pairs.drawn_captions(2, 5) == [5, 4]
 
 
 def test_captions_are_drawn_evenly_and_apart_from_crops():

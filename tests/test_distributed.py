@@ -115,8 +115,9 @@ def calm_towers(tmp_path_factory):
 
 
 def flags_of_run(data_dir, towers, *flags):
-    return ["flickr8k", "--data-dir", str(data_dir), *towers, "--feature-dropout", "0", "--head-dropout", "0",
-            "--precision", "fp32", "--batch-size", "32", "--heads-first", "3", "--workers", "1", *map(str, flags)]
+    calm = ["--image-dropout", "0", "--text-dropout", "0", "--head-dropout", "0", "--precision", "fp32"]
+    return ["flickr8k", "--data-dir", str(data_dir), *towers, *calm,
+            "--batch-size", "32", "--heads-first", "3", "--workers", "1", *map(str, flags)]
 
 
 def test_two_processes_train_as_one_and_one_goes_on_where_two_stopped(tmp_path, sample_dir, calm_towers):

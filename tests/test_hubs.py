@@ -19,6 +19,16 @@ from support.errors import UserError
 from support.hubs import BANK_FILE, BLOCK, hub_penalties, read_bank, write_bank
 
 
+@pytest.fixture
+def folder(tmp_path, sample_dir):
+    """A folder of eight pictures of its own, for a search leaves an index there."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for file in sorted((sample_dir / "Images").glob("*.jpg"))[:8]:
+        shutil.copy(file, folder)
+    return folder
+
+
 def unit(rows):
     rows = np.asarray(rows, np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -135,8 +145,8 @@ def test_evaluation_reports_recall_with_and_without(checkpoint, sample_dir):
     assert set(report["text_to_image_less_hubs"]) == set(report["text_to_image"])
 
 
-def test_a_prompt_is_ranked_with_penalties_and_scored_without(checkpoint, sample_dir, tmp_path):
-    gallery = Gallery(sample_dir / "Images", checkpoint, progress=False)
+def test_a_prompt_is_ranked_with_penalties_and_scored_without(checkpoint, folder):
+    gallery = Gallery(folder, checkpoint, progress=False)
     assert np.abs(gallery.penalties).max() > 0
     embedding = gallery.query_embedding("people sitting near the beach")
     cosines = gallery.embeddings.astype(np.float32) @ embedding
@@ -160,11 +170,7 @@ def test_a_prompt_is_ranked_with_penalties_and_scored_without(checkpoint, sample
         assert scores == sorted(scores, reverse=True)
 
 
-def test_an_index_of_an_earlier_version_gets_penalties_and_keeps_its_embeddings(checkpoint, sample_dir, tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for file in sorted((sample_dir / "Images").glob("*.jpg"))[:5]:
-        (folder / file.name).write_bytes(file.read_bytes())
+def test_an_index_of_an_earlier_version_gets_penalties_and_keeps_its_embeddings(checkpoint, folder):
     first = Gallery(folder, checkpoint, progress=False)
     path = first.index_path
     index = read_index(path)
@@ -176,13 +182,9 @@ def test_an_index_of_an_earlier_version_gets_penalties_and_keeps_its_embeddings(
     assert np.array_equal(read_index(path).penalties, first.penalties)
 
 
-def test_another_bank_gives_other_penalties_and_the_same_embeddings(checkpoint, sample_dir, tmp_path):
+def test_another_bank_gives_other_penalties_and_the_same_embeddings(checkpoint, folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(checkpoint, model)
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for file in sorted((sample_dir / "Images").glob("*.jpg"))[:5]:
-        (folder / file.name).write_bytes(file.read_bytes())
     first = Gallery(folder, model, progress=False)
     write_bank(model, first.embedder.bank[:7])
     second = Gallery(folder, model, progress=False)
@@ -190,29 +192,25 @@ def test_another_bank_gives_other_penalties_and_the_same_embeddings(checkpoint, 
     (model / BANK_FILE).unlink()
     third = Gallery(folder, model, progress=False)
     assert third.embedded == 0 and not third.penalties.any()
-    (folder / "another.jpg").write_bytes((folder / file.name).read_bytes())
+    shutil.copy(first.files[0], folder / "another.jpg")
     shutil.copy(checkpoint / BANK_FILE, model / BANK_FILE)
     fourth = Gallery(folder, model, progress=False)
-    assert fourth.embedded == 1 and len(fourth.penalties) == 6
+    assert fourth.embedded == 1 and len(fourth.penalties) == 9
     assert np.allclose(sorted(fourth.penalties)[:1], sorted(first.penalties)[:1], atol=1e-3)
 
 
 @pytest.mark.parametrize("penalty", [np.nan, np.inf, -60_000])
-def test_penalties_that_cannot_be_are_not_believed(checkpoint, sample_dir, tmp_path, penalty):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for file in sorted((sample_dir / "Images").glob("*.jpg"))[:3]:
-        (folder / file.name).write_bytes(file.read_bytes())
+def test_penalties_that_cannot_be_are_not_believed(checkpoint, folder, penalty):
     first = Gallery(folder, checkpoint, progress=False)
     index = read_index(first.index_path)
-    index.penalties = np.full(3, penalty, np.float16)
+    index.penalties = np.full(8, penalty, np.float16)
     write_index(first.index_path, index)
     again = Gallery(folder, checkpoint, progress=False)
     assert np.array_equal(again.penalties, first.penalties) and again.embedded == 0
 
 
-def test_a_threshold_is_of_scores_whatever_the_penalties(checkpoint, sample_dir):
-    gallery = Gallery(sample_dir / "Images", checkpoint, progress=False)
+def test_a_threshold_is_of_scores_whatever_the_penalties(checkpoint, folder):
+    gallery = Gallery(folder, checkpoint, progress=False)
     embedding = gallery.query_embedding("a dog")
     cosines = gallery.embeddings.astype(np.float32) @ embedding
     gallery.penalties = np.zeros(len(cosines), np.float16)
@@ -227,10 +225,10 @@ def test_a_threshold_is_of_scores_whatever_the_penalties(checkpoint, sample_dir)
     assert f"no picture scores 0.999 or more: the best is {best:.3f}" in find_pictures(gallery, flags).lines
 
 
-def test_a_model_without_a_bank_ranks_by_score(checkpoint, sample_dir, tmp_path):
+def test_a_model_without_a_bank_ranks_by_score(checkpoint, folder, tmp_path):
     model = CLIP.from_pretrained(checkpoint)
     model.caption_bank = None
     model.save_pretrained(tmp_path / "earlier")
-    gallery = Gallery(sample_dir / "Images", tmp_path / "earlier", progress=False)
+    gallery = Gallery(folder, tmp_path / "earlier", progress=False)
     scores = [match.score for match in gallery.search("playing soccer", 16)]
     assert not gallery.penalties.any() and scores == sorted(scores, reverse=True)

@@ -271,11 +271,12 @@ def test_a_run_says_what_it_does(workplace, sample_dir):
 def test_evaluate_shows_the_figures_that_training_showed(workplace):
     printed = run_script("evaluate.py", "--split", "test", "--json", "figures.json", cwd=workplace).stdout
     figures = json.loads((workplace / "figures.json").read_text())
-    assert list(figures) == ["split", "images", "captions", "text_to_image", "image_to_text"]
+    names = ["split", "images", "captions", "text_to_image", "image_to_text", "text_to_image_less_hubs"]
+    assert list(figures) == names
     assert (figures["split"], figures["images"], figures["captions"]) == ("test", 16, 80)
     assert list(figures["text_to_image"]) == ["R@1", "R@5", "R@10", "median_rank"]
     table = [line for line in (workplace / "train.log").read_text().splitlines() if " -> " in line]
-    assert len(table) == 2 and all(line in printed for line in table)
+    assert len(table) == 3 and all(line in printed for line in table)
     assert table[0].split()[3] == f"{figures['text_to_image']['R@1']:.1f}"
 
 
