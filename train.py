@@ -1,7 +1,7 @@
 """Train CLIP on pictures and captions.
 
     python train.py                   # flickr8k when data/flickr8k is there, else the small drawn sample
-    python train.py sample            # towers from scratch, no download, no GPU: a minute on two cores
+    python train.py sample            # towers from scratch, no download, no GPU: a minute or two on two cores
     python train.py flickr8k          # pretrained ResNet50 + DistilBERT; CUDA and AMP when there is a GPU
     python train.py --resume          # go on with the newest run
     torchrun --nproc-per-node=4 train.py flickr8k     # four GPUs: one batch and one loss over all of them
