@@ -168,10 +168,8 @@ def in_todays_terms(values):
     """Return saved settings, which may be those of an earlier version, under the names that they have now."""
     values = {"captions_alone": 1, "captions": 1, **values}  # which were no settings, but what was done
     values.pop("cached_views", None)
-    if "feature_dropout" in values:
-        both = values.pop("feature_dropout")
-        values = {"image_dropout": both, "text_dropout": both, **values}
-    return values
+    both = values.pop("feature_dropout", 0.4)  # one dropout for both heads
+    return {"image_dropout": both, "text_dropout": both, **values}
 
 
 PRESETS = {

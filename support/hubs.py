@@ -31,11 +31,12 @@ def hub_penalties(embeddings, bank, logit_scale):
         return penalties
     for start in range(0, len(embeddings), BLOCK):
         rows = slice(start, start + BLOCK)
-        logits = logit_scale * (embeddings[rows].astype(np.float32) @ bank.T)  # (n, K)
-        highest = logits.max(axis=1, keepdims=True)
-        mean = np.exp(logits - highest).mean(axis=1)
-        penalties[rows] = (highest[:, 0] + np.log(mean)) / logit_scale
-    return PART_TAKEN_OFF * np.nan_to_num(penalties, nan=0, posinf=0, neginf=0)  # of rows that hold no numbers
+        with np.errstate(all="ignore"):  # of rows that hold no numbers, or a stranger's scale
+            logits = logit_scale * (embeddings[rows].astype(np.float32) @ bank.T)  # (n, K)
+            highest = logits.max(axis=1, keepdims=True)
+            mean = np.exp(logits - highest).mean(axis=1)
+            penalties[rows] = (highest[:, 0] + np.log(mean)) / logit_scale
+    return PART_TAKEN_OFF * np.nan_to_num(penalties, nan=0, posinf=0, neginf=0)
 
 
 def bank_stamp(directory):

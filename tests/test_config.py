@@ -146,6 +146,8 @@ def test_settings_of_an_earlier_version_mean_what_they_meant():
     Path("config.json").write_text(json.dumps({"feature_dropout": 0.4, **values}))
     config = Config.load("config.json")
     assert (config.image_dropout, config.text_dropout, config.captions, config.captions_alone) == (0.4, 0.4, 1, 1)
+    Path("config.json").write_text(json.dumps(values))  # and one earlier still had no such setting
+    assert Config.load("config.json") == config
     Path("config.json").write_text(json.dumps({"feature_dropout": "much", **values}))
     with pytest.raises(UserError, match="image_dropout cannot be 'much'"):
         Config.load("config.json")

@@ -70,7 +70,9 @@ def test_a_hub_is_ranked_behind_what_answers_one_prompt_alone():
 
 def test_rows_of_no_numbers_are_last_with_penalties_too():
     pictures = np.array([[np.nan, 0], [1, 0]], np.float16)
-    penalties = hub_penalties(pictures, unit([[1, 0]]), 10.0)
+    with np.errstate(all="raise"):  # nor is anything said of them
+        penalties = hub_penalties(pictures, unit([[1, 0]]), 10.0)
+        assert hub_penalties(pictures, unit([[1, 0]]), 0.0).tolist() == [0, 0]
     assert np.isfinite(penalties).all()
     scores, rows = nearest(pictures, np.array([[1, 0]], np.float32), 2, penalties)
     assert rows.tolist() == [[1, 0]] and scores[0, 1] == -1
