@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
@@ -18,6 +18,7 @@ import tyro
 
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
+from support.words import with_flags
 
 Split = Literal["train", "dev", "test"]
 
@@ -234,7 +235,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Rank the pictures of a gallery against a prompt or an example picture, or tell which label or caption fits."""
+    """Rank the pictures of a gallery against a prompt or an example picture, or tell which label or caption fits.
+
+    Words without a flag are what to look for: the name of a picture file is --image, anything else --query.
+    """
 
     # `Optional[Path]` and a bare tuple, of texts: for `Path | None` and `tuple[str, ...]` tyro would import a library
     # that checks types, which is a tenth of a second of each prompt.
@@ -262,7 +266,7 @@ class InferenceConfig:
     def __post_init__(self):
         given = {name for name, value in vars(self).items() if value != getattr(InferenceConfig, name)}
         if not given & {"query", "image", "labels", "captions", "export"}:
-            raise UserError('say what to look for: --query "a dog running", or --image FILE for pictures like it')
+            raise UserError('say what to look for, such as "a dog running", or a picture file for pictures like it')
 
         # what has no meaning beside each of the questions that are not a search
         search = {"query", "image", "plus", "minus", "threshold", "explain", "fold"}
@@ -318,7 +322,19 @@ class AppConfig:
 def parse(kind, argv=None):
     """Read the flags of `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
+        if kind is InferenceConfig:
+            argv = with_flags(sys.argv[1:] if argv is None else argv, switches_of(kind))
         return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def switches_of(kind):
+    """Return the flags of a command that take no value."""
+    switches = {"-h", "--help"}
+    for field in fields(kind):
+        if field.type is bool:
+            name = field.name.replace("_", "-")
+            switches |= {f"--{name}", f"--no-{name}"}
+    return switches
 
 
 WHY_PRESET = {

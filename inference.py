@@ -1,8 +1,8 @@
 """Find pictures by describing them.
 
-    python inference.py --query "people sitting near the beach"                    # in the data trained on
-    python inference.py --query "a dog running through water" --gallery ~/Pictures # in any folder
-    python inference.py --image my_dog.jpg --gallery ~/Pictures                    # pictures like this one
+    python inference.py "people sitting near the beach"                            # in the data trained on
+    python inference.py "a dog running through water" --gallery ~/Pictures         # in any folder
+    python inference.py my_dog.jpg "in the snow" --gallery ~/Pictures              # pictures like this one, in the snow
     python inference.py --labels "beach,forest,street" --gallery ~/Pictures        # which of these is each picture?
     python inference.py --image my_dog.jpg --captions captions.txt                 # the captions that fit it best
     python inference.py --export onnx                                              # both towers, for other programs

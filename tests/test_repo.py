@@ -54,6 +54,9 @@ def test_every_command_of_the_readme_parses(words, tmp_path, monkeypatch):
         assert all(flag in help_of(script) for flag in flags if flag.startswith("--"))
         return
     monkeypatch.chdir(tmp_path)
+    for word in flags:
+        if word.endswith("my_dog.jpg"):  # without a flag, it must be there
+            Path(word).touch()
     command = {
         "train.py": lambda: config.parse_train(flags),
         "evaluate.py": lambda: config.parse(config.EvaluateConfig, flags),
