@@ -173,7 +173,7 @@ def main(flags):
 def open_gallery(checkpoint, flags, tell):
     """Return the gallery, embedded and ready for prompts; tells what it is doing."""
     gallery = Gallery(
-        flags.gallery,
+        flags.gallery or None,
         checkpoint,
         flags.split,
         flags.device,

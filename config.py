@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
 import tyro
 
+from support.dates import first_moment
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
 from support.words import with_flags
@@ -148,6 +149,19 @@ def require(flags, names, allowed, holds):
             raise UserError(f"--{name.replace('_', '-')} {value} cannot be: it must be {allowed}")
 
 
+def require_time(after, before):
+    """Raise a `UserError` unless --after and --before are None or dates, and some time lies between them."""
+    moments = {}
+    for name, words in {"after": after, "before": before}.items():
+        if words is not None:
+            try:
+                moments[name] = first_moment(words)
+            except UserError as error:
+                raise UserError(f"--{name} {error}") from None
+    if len(moments) == 2 and moments["after"] >= moments["before"]:
+        raise UserError(f"--after {after} --before {before} leaves no time: --before names the end, which is later")
+
+
 def checked_value(name, value, annotation):
     """Return a JSON value as the type of its field, or raise a `UserError` that names it."""
     allowed = get_args(annotation) or (annotation,)  # a Literal's values, a union's types, or one type
@@ -247,10 +261,14 @@ class InferenceConfig:
     plus: tyro.conf.UseAppendAction[tuple] = ()  # what else it should show; the same as another --query
     minus: tyro.conf.UseAppendAction[tuple] = ()  # what it should not show
     threshold: Optional[float] = None  # only pictures that score as much or more
+    under: tyro.conf.UseAppendAction[tuple] = ()  # only pictures below this folder, or whose path fits, as "holiday/*"
+    after: Optional[str] = None  # only pictures taken from the first moment of this year, month or day on: 2019-06
+    before: Optional[str] = None  # only pictures taken before the first moment of this one
+    sort: Literal["score", "date"] = "score"  # date: the matches arranged by when they were taken, the oldest first
     labels: Optional[str] = None  # instead: which of these nouns fits each picture, such as "beach,forest,street"
     captions: Optional[Path] = None  # instead: which captions of this file fit --image; a captions file, or one a line
     export: Optional[Path] = None  # instead: write both towers as ONNX into this new folder, with an example
-    gallery: Optional[Path] = None  # folder of pictures, or tars; None: a split of the data the model was trained on
+    gallery: tyro.conf.UseAppendAction[tuple] = ()  # folders of pictures, or tars; none: a split of the data trained on
     split: Optional[Split] = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Optional[Path] = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     top_k: int = 9  # how many pictures to return; with --labels of each, with --captions how many captions
@@ -269,7 +287,7 @@ class InferenceConfig:
             raise UserError('say what to look for, such as "a dog running", or a picture file for pictures like it')
 
         # what has no meaning beside each of the questions that are not a search
-        search = {"query", "image", "plus", "minus", "threshold", "explain", "fold"}
+        search = {"query", "image", "plus", "minus", "threshold", "explain", "fold", "under", "after", "before", "sort"}
         files = {"gallery", "split", "output"}
         meaningless = {
             "captions": (search - {"image"}) | files | {"labels", "export"},
@@ -289,9 +307,14 @@ class InferenceConfig:
             raise UserError("--explain marks in the picture what answers: leave --no-picture out")
         if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
             raise UserError("a prompt is empty: describe a picture in a few words")
-        require(self, ["split"], "left out with --gallery", lambda v: v is None or self.gallery is None)
+        require_time(self.after, self.before)
+        require(self, ["split"], "left out with --gallery", lambda v: v is None or not self.gallery)
         require(self, ["top_k", "batch_size"], "at least 1", lambda v: v >= 1)
         require(self, ["workers"], "at least 0", lambda v: v >= 0)
+
+    def asks_for_dates(self):
+        """Return whether it matters when pictures were taken."""
+        return bool(self.after or self.before) or self.sort == "date"
 
     def label_names(self):
         """Return the labels, each once; one in quotes may hold a comma."""
@@ -307,7 +330,7 @@ class InferenceConfig:
 class AppConfig:
     """Search a gallery in the browser."""
 
-    gallery: Path | None = None  # folder of pictures, or tars; None: a split of the data the model was trained on
+    gallery: tyro.conf.UseAppendAction[tuple] = ()  # folders of pictures, or tars; none: a split of the data trained on
     split: Split | None = None  # split to search without --gallery; None: test, or dev where there is no test
     checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     host: str = "127.0.0.1"  # address to listen on; with any but this one, other machines can look at the gallery
@@ -315,7 +338,7 @@ class AppConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):
-        require(self, ["split"], "left out with --gallery", lambda v: v is None or self.gallery is None)
+        require(self, ["split"], "left out with --gallery", lambda v: v is None or not self.gallery)
         require(self, ["port"], "from 0 to 65535", lambda v: 0 <= v <= 65535)
 
 

@@ -27,7 +27,7 @@ import functools
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +38,15 @@ from search.caption_list import read_caption_list
 from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
 from search.embedder import Embedder
 from search.export import export_model
+from search.joined import joined
+from search.narrow import lies_under, was_taken, why_nothing_fits
 from search.near_duplicates import groups_that_look_the_same
 from search.nearest import nearest
-from search.pictures import pictures_of_folder, pictures_of_split
+from search.pictures import pictures_of_folders, pictures_of_split
 from search.tables import caption_table, label_table, match_table, write_label_table
+from search.taken import when_taken
 from search.update import EXCEPTIONS, up_to_date_index
+from support.dates import day
 from support.find_run import checkpoint_dir
 from support.images import IMAGE_SUFFIXES, READABLE_SUFFIXES
 from support.process import is_first_process, process_count
@@ -62,29 +66,33 @@ class Match:
     file: Path
     score: float
     copies: tuple = ()
+    row: int | None = field(default=None, repr=False, compare=False)  # of its embedding in the gallery
+    taken: str | None = field(default=None, repr=False)  # on which day, such as "2019-06-30", where that was asked for
 
     def for_programs(self):
         """Return what --json prints of it."""
         values = {"rank": self.rank, "file": str(self.file), "score": self.score}
         if self.copies:
             values["copies"] = [str(copy) for copy in self.copies]
+        if self.taken:
+            values["taken"] = self.taken
         return values
 
 
 class Gallery:
-    """A folder of pictures, or a split of the data the model was trained on, embedded and ready to be searched.
+    """Folders of pictures, or a split of the data the model was trained on, embedded and ready to be searched.
 
-    folder: searched recursively, or a pattern of tars; None takes `split` of the model's own dataset (test, or dev
-        where there is no test).
+    folder: searched recursively, or a pattern of tars, or a list of these; None takes `split` of the model's own
+        dataset (test, or dev where there is no test).
     checkpoint: a model directory; None takes best/ of the newest run.
     progress: show a progress bar on standard error while pictures are embedded; a function is also told how far it is.
     leave_out: the absolute path of a file that is not to be searched, such as the picture of the last result.
 
     Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
     cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
-    the index is kept, and `unsaved`, why it could not be; `name` and `root`, what the gallery is called and the folder
-    that it lies in; `embedder`, the two towers. Raises UserError where folder or checkpoint cannot be used; an empty
-    folder is an empty gallery.
+    the index is kept (of the first folder), and `unsaved`, why one could not be; `name`, what the gallery is called;
+    `embedder`, the two towers. Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty
+    gallery.
     """
 
     def __init__(
@@ -100,41 +108,74 @@ class Gallery:
     ):
         self.embedder = Embedder(checkpoint, device, batch_size, workers)
         if folder is None:
-            pictures = pictures_of_split(self.embedder.config, split)
+            self.folders = [pictures_of_split(self.embedder.config, split)]
         else:
-            pictures = pictures_of_folder(folder, leave_out)
-        self.name = pictures.name
-        self.root = pictures.root
+            folders = folder if isinstance(folder, list | tuple) else [folder]
+            self.folders = pictures_of_folders(folders, leave_out)
+        self.name = " and ".join(pictures.name for pictures in self.folders)
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
-        index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
-        self.embeddings = index.embeddings  # (N, D), a row for each readable file, in the order of `files` below
-        self.looks = index.looks  # (N, 192), thumbnails of 8 x 8 colours, by which near-duplicates are told
+        self.indexes = []  # one in each folder
+        self.embedded = 0
+        for pictures in self.folders:
+            index, count = up_to_date_index(pictures, self.embedder, progress)
+            self.indexes.append(index)
+            self.embedded += count
+
+        # Together they are one gallery, with a row for each readable file, in the order of `files` below.
+        self.embeddings = joined([index.embeddings for index in self.indexes])  # (N, D)
+        self.looks = joined([index.looks for index in self.indexes])  # (N, 192), by which near-duplicates are told
+        # Half of what a picture scores for captions in general, which says nothing about one prompt: (N,).
+        self.penalties = np.concatenate([index.penalties for index in self.indexes])
         # What the first match scores at least for 30 of 32 everyday prompts, such as "a dog runs through the grass". A
         # prompt that stays below it asks for something that is likely not here.
-        self.usual_score = index.usual
-        # Half of what a picture scores for captions in general, which says nothing about one prompt: (N,).
-        self.penalties = index.penalties
+        self.usual_score = max((index.usual for index in self.indexes if index.usual is not None), default=None)
         self.files = []
+        self.names = []  # theirs below their folder, with slashes
         self.skipped = {}
-        for name, _, reason in index.files:
-            if reason is None:
-                self.files.append(self.root / name)
-            else:
-                self.skipped[self.root / name] = reason
-        self.index_path = pictures.index_file.path
-        self.unsaved = pictures.index_file.unsaved
+        for pictures, index in zip(self.folders, self.indexes, strict=True):
+            for name, _, reason in index.files:
+                if reason is None:
+                    self.files.append(pictures.root / name)
+                    self.names.append(name)
+                else:
+                    self.skipped[pictures.root / name] = reason
+        index_files = [pictures.index_file for pictures in self.folders]
+        self.index_path = index_files[0].path
+        self.unsaved = next((file.unsaved for file in index_files if file.unsaved), None)
 
-    def search(self, query=(), top_k=9, image=None, minus=(), threshold=None, fold=True):
+    @functools.cached_property
+    def taken(self):
+        """When the pictures were taken, as `search.taken.Taken`; of old indexes the dates are read here, once."""
+        return when_taken(self.folders, self.indexes)
+
+    def search(
+        self,
+        query=(),
+        top_k=9,
+        image=None,
+        minus=(),
+        threshold=None,
+        fold=True,
+        under=(),
+        after=None,
+        before=None,
+        sort="score",
+    ):
         """Return the best `Match`es, best first: at most top_k, fewer in a smaller gallery.
 
         query: a prompt, or several that count alike; image: an example, instead of or beside them; minus: prompts to
         keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
-        Raises UserError if nothing is asked for, or the example cannot be read.
+        under, after, before: which pictures are looked at, as for `narrow`; sort: "date" arranges the matches by when
+        they were taken, the oldest first. Raises UserError if nothing is asked for, or the example cannot be read.
         """
         embedding = self.query_embedding(query, image, minus)  # (D,)
         is_prompt = image is None and not minus
-        return self.rank(embedding, top_k, fold, threshold, is_prompt)
+        rows = self.narrow(under, after, before)
+        matches = self.rank(embedding, top_k, fold, threshold, is_prompt, rows)
+        if after or before or sort == "date":
+            matches = self.dated(matches, sort)
+        return matches
 
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
@@ -161,18 +202,33 @@ class Gallery:
             embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
         return embedding / np.linalg.norm(embedding)
 
-    def rank(self, embedding, top_k, fold=True, threshold=None, is_prompt=True):
+    def narrow(self, under=(), after=None, before=None):
+        """Return the numbers (M,) of the pictures that come into question, in their order; None: all of them.
+
+        under: patterns of their names below their folder, such as "holiday" or "*/2019-??", of which one must fit.
+        after, before: a year, a month or a day, such as 2019-06: taken from its first moment on, and before that.
+        """
+        fits = np.ones(len(self.files), bool)
+        if under:
+            fits &= lies_under(self.names, [under] if isinstance(under, str) else under)
+        if after or before:
+            fits &= was_taken(self.taken.moments, after, before)
+        return None if fits.all() else np.flatnonzero(fits)
+
+    def rank(self, embedding, top_k, fold=True, threshold=None, is_prompt=True, among=None):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together.
 
         threshold: the least score. is_prompt: whether it is of prompts alone. Then pictures that are near to every text
         are ranked a little lower (support/hubs.py), and scores, which stay cosines, need not fall from match to match.
+        among: the numbers of the pictures to rank, as `narrow` gives them.
         """
         if not self.files:
             return []
         # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
         # top_k of them, because a good match may have a thousand copies.
+        most = 10 * top_k + 1000
         penalties = self.penalties if is_prompt else np.zeros_like(self.penalties)
-        (scores,), (rows,) = nearest(self.embeddings, embedding[None], 10 * top_k + 1000, penalties)  # of one query
+        (scores,), (rows,) = nearest(self.embeddings, embedding[None], most, penalties, among)  # of one query
         scores = scores + penalties[rows]  # by which they were ranked; they are cosines again
         if threshold is not None:
             rows = rows[scores >= threshold]
@@ -185,12 +241,20 @@ class Gallery:
         matches = []
         for rank, (best, *others) in enumerate(groups, start=1):
             copies = tuple(self.files[rows[place]] for place in others)
-            matches.append(Match(rank, self.files[rows[best]], float(scores[best]), copies))
+            row = int(rows[best])
+            matches.append(Match(rank, self.files[row], float(scores[best]), copies, row))
         return matches
 
-    def best_score(self, embedding):
-        """Return the highest score that any picture has for an embedding (D,)."""
-        scores, _ = nearest(self.embeddings, embedding[None], 1)  # (1, 1)
+    def dated(self, matches, sort="score"):
+        """Return `Match`es with the day on which each was taken; sort: "date" puts the oldest first."""
+        moments = self.taken.moments
+        if sort == "date":
+            matches = sorted(matches, key=lambda match: np.nan_to_num(moments[match.row], nan=np.inf))
+        return [replace(match, taken=day(moments[match.row])) for match in matches]
+
+    def best_score(self, embedding, among=None):
+        """Return the highest score that any picture has for an embedding (D,); among: as for `rank`."""
+        scores, _ = nearest(self.embeddings, embedding[None], 1, among=among)  # (1, 1)
         return float(scores[0, 0])
 
     def explain(self, file, query=(), image=None, minus=()):
@@ -207,6 +271,22 @@ class Gallery:
             return []
         return ["pictures that score for nearly every prompt stand further down than their score says"]
 
+    def remarks_on_narrowing(self, among, under=(), after=None, before=None, sort="score"):
+        """Return what a person should know of the pictures that `narrow` has left, in a list of at most two lines."""
+        lines = []
+        asks_for_time = bool(after or before)
+        if among is not None and len(among):
+            lines.append(f"{len(among):,} of {len(self.files):,} pictures are searched")
+        elif among is not None:
+            moments = self.taken.moments if asks_for_time else None
+            patterns = [under] if isinstance(under, str) else under
+            lines.append(why_nothing_fits(self.names, patterns, moments, after, before))
+        if asks_for_time or sort == "date":
+            count = self.taken.by_file.sum()
+            if count:
+                lines.append(f"{count:,} of {len(self.files):,} carry no date, and are dated by the time of their file")
+        return lines
+
     def nothing_fits(self, matches):
         """Return a remark if the first match for a prompt scores less than everyday prompts reach here, else None."""
         if not matches or self.usual_score is None or matches[0].score >= self.usual_score:
@@ -215,6 +295,13 @@ class Gallery:
             f"nothing here fits well: the first scores {matches[0].score:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
             f"{len(EVERYDAY)} everyday prompts it is {self.usual_score:.3f} or more"
         )
+
+    def name_of(self, row):
+        """Return the name of a picture below its folder; of several folders that of the folder comes first."""
+        if len(self.folders) == 1:
+            return self.names[row]
+        root = next(folder.root for folder in self.folders if self.files[row].is_relative_to(folder.root))
+        return f"{root.resolve().name}/{self.names[row]}"
 
     def label_probabilities(self, labels):
         """Return (N, K) float32: how probable each of K labels is for each picture, if one of them is right.
@@ -251,20 +338,17 @@ def find_pictures(gallery, flags):
     # As `gallery.search`, in its steps, for the embedding explains as well.
     embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
     is_prompt = flags.image is None and not flags.minus
-    matches = gallery.rank(embedding, flags.top_k, flags.fold, flags.threshold, is_prompt)
+    among = gallery.narrow(flags.under, flags.after, flags.before)  # the pictures that come into question
+    matches = gallery.rank(embedding, flags.top_k, flags.fold, flags.threshold, is_prompt, among)
 
     # For people: what is remarkable about the prompts, a table, and whether it is any good.
     title = title_of(flags)
-    lines = [*remarks_on_prompts(gallery, [*prompts, *flags.minus]), "", title]
-    if matches:
-        lines += match_table(matches)
-        lines += gallery.remarks_on_order(matches)
-    else:
-        lines.append(f"no picture scores {flags.threshold} or more: the best is {gallery.best_score(embedding):.3f}")
-    remark = gallery.nothing_fits(matches)
-    is_one_prompt = len(prompts) == 1 and not flags.image and not flags.minus
-    if is_one_prompt and remark:
-        lines.append(remark)
+    lines = remarks_on_prompts(gallery, [*prompts, *flags.minus])
+    lines += gallery.remarks_on_narrowing(among, flags.under, flags.after, flags.before, flags.sort)
+    remarks = remarks_on_matches(gallery, matches, embedding, among, flags)
+    if flags.asks_for_dates():
+        matches = gallery.dated(matches, flags.sort)
+    lines += ["", title, *match_table(matches), *remarks]
 
     query = title if prompts or flags.minus else str(flags.image)
     for_programs = {"query": query, "matches": [match.for_programs() for match in matches]}
@@ -285,6 +369,21 @@ def remarks_on_prompts(gallery, prompts):
     for prompt in prompts:
         lines += gallery.embedder.remarks(prompt)
     return list(dict.fromkeys(lines))
+
+
+def remarks_on_matches(gallery, matches, embedding, among, flags):
+    """Return what a person should know about matches, in the order of their ranks, or why there are none, as lines."""
+    if not matches:
+        if among is not None and not len(among):  # which has been said
+            return []
+        best = gallery.best_score(embedding, among)
+        return [f"no picture scores {flags.threshold} or more: the best is {best:.3f}"]
+    lines = gallery.remarks_on_order(matches)
+    is_one_prompt = len(flags.query) + len(flags.plus) == 1 and not flags.image and not flags.minus
+    remark = gallery.nothing_fits(matches)
+    if is_one_prompt and among is None and remark:  # everyday prompts were asked of the whole gallery
+        lines.append(remark)
+    return lines
 
 
 def title_of(flags):
@@ -407,15 +506,17 @@ def refuse_output(flags):
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
     may_be_theirs = flags.output.suffix.lower() in IMAGE_SUFFIXES and flags.output.name != InferenceConfig.output.name
-    if flags.gallery and may_be_theirs and flags.output.exists():
-        if flags.output.resolve().is_relative_to(flags.gallery.expanduser().resolve()):
+    if not (may_be_theirs and flags.output.exists()):
+        return
+    for folder in flags.gallery:
+        if flags.output.resolve().is_relative_to(Path(folder).expanduser().resolve()):
             raise UserError(f"--output {flags.output} is a picture in the gallery: name another file, or delete it")
 
 
 def open_gallery(checkpoint, flags):
     """Return the `Gallery` that the flags name, and print what it holds."""
     gallery = Gallery(
-        flags.gallery,
+        flags.gallery or None,
         checkpoint,
         flags.split,
         flags.device,

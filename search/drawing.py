@@ -12,14 +12,17 @@ LABELLED_SIDE = 160  # and of each picture beneath a label
 
 
 def draw_matches(matches, title, path, explain=None):
-    """Draw at most 50 matches in rows, best first, the prompt as title; under each picture its rank, score and name.
+    """Draw at most 50 matches in rows, the prompt as title; under each picture its rank, score, day and name.
 
     explain: a function of the file that returns the picture to draw, in place of the file's own.
     """
     tiles = []
     for match in matches[:MOST_DRAWN]:
         name = os.fsencode(match.file.name).decode(errors="replace")
-        tiles.append(Tile(thumbnail(match.file, SIDE, explain), f"{match.rank}.  {match.score:.3f}", name))
+        label = f"{match.rank}.  {match.score:.3f}"
+        if match.taken:
+            label += f"  {match.taken}"
+        tiles.append(Tile(thumbnail(match.file, SIDE, explain), label, name))
     columns = len(tiles) if len(tiles) <= 3 else math.ceil(math.sqrt(len(tiles)))
     draw_sheet([(title, tiles)], columns, SIDE, path)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from search.near_duplicates import LOOK_WIDTH
+from support.dates import EARLIEST, LATEST
 from support.files import writable, write_file
 
 INDEX_NAME = ".clip-index.safetensors"  # in a folder of pictures
@@ -34,6 +35,7 @@ class Index:
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
     penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
+    taken: (N,) float64, when each was taken by what the camera noted (search/taken.py); None in earlier versions.
     """
 
     model: str = ""
@@ -46,11 +48,12 @@ class Index:
     usual: float | None = None
     bank: str | None = None
     penalties: np.ndarray | None = None
+    taken: np.ndarray | None = None
     format: int = INDEX_FORMAT
 
     def about(self):
         """Return everything but the arrays, as plain types."""
-        arrays = ("embeddings", "looks", "penalties")
+        arrays = ("embeddings", "looks", "penalties", "taken")
         return {key: value for key, value in vars(self).items() if key not in arrays}
 
     def entries(self):
@@ -100,6 +103,8 @@ def write_index(path, index):
     }
     if index.penalties is not None:
         tensors["penalties"] = index.penalties
+    if index.taken is not None:
+        tensors["taken"] = np.ascontiguousarray(index.taken)
     write_file(path, save(tensors))
 
 
@@ -132,6 +137,9 @@ def map_index(path):
     penalties = None
     if "penalties" in header:  # not in an index of an earlier version
         penalties = map_rows(path, start, header["penalties"])
+    taken = None
+    if "taken" in header:  # nor this
+        taken = map_rows(path, start, header["taken"], np.float64)
 
     count = sum(reason is None for _, _, reason in about["files"])
     if embeddings.ndim != 2 or len(embeddings) != count or looks.shape != (count, LOOK_WIDTH):
@@ -139,19 +147,26 @@ def map_index(path):
     if penalties is not None:
         could_be = penalties.shape == (count,) and (np.abs(penalties) <= 1).all()  # also not where it is no number
         penalties = penalties if could_be else None
-    return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties)
+    if taken is not None and not (taken.shape == (count,) and could_be_moments(taken)):
+        taken = None
+    return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties, taken=taken)
 
 
-def map_rows(path, start, tensor):
-    """Return a float16 tensor of a safetensors file as an array; its offsets count from `start`."""
+def could_be_moments(taken):
+    """Return whether numbers are those of search/taken.py: moments of a calendar, no date, or not read."""
+    return bool((np.isnan(taken) | np.isneginf(taken) | ((taken >= EARLIEST) & (taken <= LATEST))).all())
+
+
+def map_rows(path, start, tensor, kind=np.float16):
+    """Return a tensor of a safetensors file as an array, of float16 or another kind; offsets count from `start`."""
     shape = tuple(tensor["shape"])
     offset, _ = tensor["data_offsets"]
     if offset < 0:
         raise ValueError("a tensor cannot begin before the tensors")
     if shape[0] == 0:
-        return np.empty(shape, np.float16)
+        return np.empty(shape, kind)
     copy_on_write = "c"  # so that nothing is ever written into the file
-    return np.memmap(path, np.float16, copy_on_write, start + offset, shape)
+    return np.memmap(path, kind, copy_on_write, start + offset, shape)
 
 
 def check_about(about):

@@ -7,21 +7,25 @@ import numpy as np
 BLOCK = 8192  # rows looked at together: few enough to stay in the processor's cache
 
 
-def nearest(embeddings, queries, top_k, penalties=None):
+def nearest(embeddings, queries, top_k, penalties=None, among=None):
     """Return the scores (Q, K) and row numbers (Q, K) of the best rows for each query, best first; K <= top_k.
 
     embeddings: (N, D) float16, unit length, in memory or mapped from disk; queries: (Q, D) float32, unit length.
     Scores are float32 cosines, less the penalties (N,) where there are any; of equal ones the first row comes first.
-    Rows that hold no numbers, as in a stranger's index, score -1.
+    Rows that hold no numbers, as in a stranger's index, score -1. among: the numbers (M,) of the rows that are looked
+    at, in their order; None: all of them. No more than a block of rows is ever copied.
     """
-    top_k = min(top_k, len(embeddings))
+    count = len(embeddings) if among is None else len(among)
+    top_k = min(top_k, count)
     best_scores = np.full((len(queries), top_k), -np.inf, np.float32)
     best_rows = np.zeros((len(queries), top_k), np.int64)
     if top_k == 0:
         return best_scores, best_rows
 
-    for start in range(0, len(embeddings), BLOCK):
+    for start in range(0, count, BLOCK):
         block = slice(start, start + BLOCK)
+        if among is not None:
+            block = among[block]
         scores = cosines(queries, embeddings[block])  # (Q, n)
         if penalties is not None:
             scores = scores - penalties[block]
@@ -32,7 +36,8 @@ def nearest(embeddings, queries, top_k, penalties=None):
             better = np.flatnonzero(scores[query] > best_scores[query, -1])
             if len(better):
                 some_scores = np.concatenate([best_scores[query], scores[query, better]])
-                some_rows = np.concatenate([best_rows[query], start + better])
+                rows = start + better if among is None else block[better]
+                some_rows = np.concatenate([best_rows[query], rows])
                 order = np.argsort(-some_scores, kind="stable")[:top_k]
                 best_scores[query] = some_scores[order]
                 best_rows[query] = some_rows[order]

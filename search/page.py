@@ -68,7 +68,6 @@ class Page:
 
     def __init__(self, gallery):
         self.gallery = gallery
-        self.row_of = {file: row for row, file in enumerate(gallery.files)}
         self.model_in_use = threading.Lock()  # held by whoever uses the model; prompts mostly do without
         self.reduced = functools.lru_cache(1000)(self.reduce)  # 40 MB or so
 
@@ -101,9 +100,9 @@ class Page:
         # "no-store": in another gallery the numbers are those of other pictures
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
-    def name(self, file):
+    def name(self, row):
         """Return the name of a picture inside the gallery, as HTML."""
-        return escaped(file.relative_to(self.gallery.root))
+        return escaped(self.gallery.name_of(row))
 
     def answer(self, prompt, minus, example, count, least):
         """Return the status, the results, an empty explanation, and the `Question`, to be explained later."""
@@ -140,8 +139,8 @@ class Page:
 
     def result(self, match):
         """Return one match as an item of the list of results."""
-        row = self.row_of[match.file]
-        words = self.name(match.file)
+        row = match.row
+        words = self.name(row)
         if match.copies:
             words += f"<br>and {len(match.copies)} that look the same"
         return (
@@ -181,7 +180,7 @@ class Page:
             source = f"picture/{row}"
             words = "the file is gone or damaged by now: "
         return (
-            f'<figure><img src="{source}" alt=""><figcaption role="status">{words}{self.name(file)}</figcaption>'
+            f'<figure><img src="{source}" alt=""><figcaption role="status">{words}{self.name(row)}</figcaption>'
             '<button type="button">Close</button></figure>'
         )
 

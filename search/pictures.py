@@ -53,6 +53,31 @@ def pictures_of_folder(folder, leave_out=None):
     return Pictures(name, root, names, IndexFile(root, index_name))
 
 
+def pictures_of_folders(folders, leave_out=None):
+    """Return the `Pictures` of each of some folders, but for those named twice or searched with another one.
+
+    Raises UserError where there is none at all; leave_out: as for `pictures_of_folder`.
+    """
+    if not folders:
+        raise UserError("there is no folder to search: name one with --gallery DIR")
+    places = {}  # {where it really is: the folder as it was named}
+    for folder in folders:
+        places.setdefault(Path(folder).expanduser().resolve(), folder)
+    found = []
+    for place, folder in places.items():
+        if not any(searches(other, place) for other in places):
+            found.append(pictures_of_folder(folder, leave_out))
+    return found
+
+
+def searches(folder, other):
+    """Return whether a search of a folder also searches another one, or pattern of tars; both are real paths."""
+    if other == folder or is_sharded(other) or not other.is_relative_to(folder):
+        return False
+    between = other.relative_to(folder).parts
+    return not any(part.startswith(".") for part in between)  # hidden folders are left alone
+
+
 def pictures_of_split(config, split=None):
     """Return the `Pictures` of a split of the data trained on; by default of test, or of dev where there is no test.
 

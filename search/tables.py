@@ -10,10 +10,15 @@ COPIES_NAMED = 3  # of the pictures that look like a match; --json names them al
 
 
 def match_table(matches):
-    """Return `inference.Match`es as lines of text."""
-    lines = ["rank  score  file"]
+    """Return `inference.Match`es as lines of text, with the day where it is known; nothing of none."""
+    if not matches:
+        return []
+    has_days = any(match.taken for match in matches)
+    day_title = "taken       " if has_days else ""
+    lines = [f"rank  score  {day_title}file"]
     for match in matches:
-        line = f"{match.rank:>4}  {match.score:.3f}  {match.file}"
+        day = f"{match.taken or 'unknown':<12}" if has_days else ""
+        line = f"{match.rank:>4}  {match.score:.3f}  {day}{match.file}"
         if match.copies:
             names = [copy.name for copy in match.copies[:COPIES_NAMED]]
             if len(match.copies) > COPIES_NAMED:

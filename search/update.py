@@ -3,11 +3,13 @@
 import os
 import sys
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from search.index import Entry, Index
 from search.nearest import nearest
+from search.taken import NOT_READ, noted_dates
 from support.files import model_stamps, stamp
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
@@ -15,6 +17,24 @@ from support.progress import with_progress
 SMALLEST_PART = 512  # pictures embedded before the index is saved, so that an interrupted start need not begin anew
 MOST_PARTS = 20  # of a large gallery: to write its index takes time, too
 EXCEPTIONS = 2  # everyday prompts for which a gallery may have no good picture
+
+
+class Rows(NamedTuple):
+    """What an index knows of N readable pictures, a row for each: arrays under the names that they have there."""
+
+    embeddings: np.ndarray  # (N, D)
+    looks: np.ndarray  # (N, 192)
+    penalties: np.ndarray  # (N,)
+    taken: np.ndarray  # (N,)
+
+    def and_more(self, *arrays):
+        """Return these rows and more of them, as arrays in the same order."""
+        return Rows(*(np.concatenate(pair) for pair in zip(self, arrays, strict=True)))
+
+
+def rows_of(index):
+    """Return the `Rows` of an `Index`."""
+    return Rows(index.embeddings, index.looks, index.penalties, index.taken)
 
 
 def up_to_date_index(pictures, embedder, progress=True):
@@ -43,9 +63,7 @@ def up_to_date_index(pictures, embedder, progress=True):
     # Embed what is new, a part at a time.
     if new:
         compute_beside_others(embedder)
-    embeddings = known.embeddings  # (N, D)
-    looks = known.looks  # (N, 192)
-    penalties = known.penalties  # (N,)
+    rows = rows_of(known)
     part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
     starts = range(0, len(new), part_size)
     for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
@@ -55,22 +73,26 @@ def up_to_date_index(pictures, embedder, progress=True):
             progress(title)
         paths = [pictures.root / name for name in part]
         embedded = embedder.embed_files(paths, title if progress else None)
-        entries |= new_entries(part, stamps, embedded.faults, len(embeddings))
-        embeddings = np.concatenate([embeddings, embedded.embeddings])
-        looks = np.concatenate([looks, embedded.looks])
-        penalties = np.concatenate([penalties, embedder.hub_penalties(embedded.embeddings)])
+        entries |= new_entries(part, stamps, embedded.faults, len(rows.embeddings))
+        readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
+        rows = rows.and_more(
+            embedded.embeddings,
+            embedded.looks,
+            embedder.hub_penalties(embedded.embeddings),
+            noted_dates(readable),
+        )
         if start + len(part) < len(new):
             # A part of a split is not to be taken for all of it, and so this one has no sources.
-            save(arranged(entries, stamps, embeddings, looks, penalties, replace(about, sources={})), pictures)
+            save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
 
-    index = arranged(entries, stamps, embeddings, looks, penalties, about)
+    index = arranged(entries, stamps, rows, about)
     if index.files == known.files and known.usual is not None:
         index.usual = known.usual
     else:
         index.usual = usual_score(index, embedder)
     if index.about() != known.about():
         save(index, pictures)
-    return index, len(embeddings) - len(known.embeddings)
+    return index, len(rows.embeddings) - len(known.embeddings)
 
 
 def compute_beside_others(embedder):
@@ -92,6 +114,8 @@ def index_of_this_model(index_file, embedder):
     if index.penalties is None or index.bank != embedder.bank_stamp:  # an earlier version's, or the bank is another
         index.penalties = embedder.hub_penalties(index.embeddings)
         index.usual = None
+    if index.taken is None:  # an earlier version's: the dates are read when somebody asks for them
+        index.taken = np.full(len(index.embeddings), NOT_READ)
     return index
 
 
@@ -123,16 +147,14 @@ def new_entries(names, stamps, faults, first_row):
     return entries
 
 
-def arranged(entries, names, embeddings, looks, penalties, about):
+def arranged(entries, names, rows, about):
     """Return the `Index` of the entries there are so far, in the order of the names; all else is as in `about`."""
     there = {name: entries[name] for name in names if name in entries}
     files = [[name, entry.stamp, entry.reason] for name, entry in there.items()]
-    rows = [entry.row for entry in there.values() if entry.reason is None]
-    if rows != list(range(len(embeddings))):  # otherwise they may stay mapped from disk
-        embeddings = embeddings[rows]
-        looks = looks[rows]
-        penalties = penalties[rows]
-    return replace(about, files=files, embeddings=embeddings, looks=looks, penalties=penalties)
+    places = [entry.row for entry in there.values() if entry.reason is None]
+    if places != list(range(len(rows.embeddings))):  # otherwise they may stay mapped from disk
+        rows = Rows(*(array[places] for array in rows))
+    return replace(about, files=files, **rows._asdict())
 
 
 def save(index, pictures):
