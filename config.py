@@ -19,7 +19,7 @@ import tyro
 from support.dates import first_moment
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
-from support.words import with_flags
+from support.words import weights_and_words, with_flags
 
 Split = Literal["train", "dev", "test"]
 
@@ -256,7 +256,7 @@ class InferenceConfig:
 
     # `Optional[Path]` and a bare tuple, of texts: for `Path | None` and `tuple[str, ...]` tyro would import a library
     # that checks types, which is a tenth of a second of each prompt.
-    query: tyro.conf.UseAppendAction[tuple] = ()  # what to look for, in words; several count alike
+    query: tyro.conf.UseAppendAction[tuple] = ()  # what to look for, in words; several count alike; or "2:a dog"
     image: Optional[Path] = None  # what to look for, by example
     plus: tyro.conf.UseAppendAction[tuple] = ()  # what else it should show; the same as another --query
     minus: tyro.conf.UseAppendAction[tuple] = ()  # what it should not show
@@ -305,7 +305,8 @@ class InferenceConfig:
             raise UserError(f'--labels {self.labels!r}: name at least two, such as --labels "beach,forest,street"')
         if self.explain and not self.picture:
             raise UserError("--explain marks in the picture what answers: leave --no-picture out")
-        if not all(prompt.strip() for prompt in (*self.query, *self.plus, *self.minus)):
+        _, prompts = weights_and_words([*self.query, *self.plus, *self.minus])
+        if not all(prompt.strip() for prompt in prompts):
             raise UserError("a prompt is empty: describe a picture in a few words")
         require_time(self.after, self.before)
         require(self, ["split"], "left out with --gallery", lambda v: v is None or not self.gallery)

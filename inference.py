@@ -52,6 +52,7 @@ from support.images import IMAGE_SUFFIXES, READABLE_SUFFIXES
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
 from support.tars import exists
+from support.words import weights_and_words
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf"}
 
@@ -164,10 +165,11 @@ class Gallery:
     ):
         """Return the best `Match`es, best first: at most top_k, fewer in a smaller gallery.
 
-        query: a prompt, or several that count alike; image: an example, instead of or beside them; minus: prompts to
-        keep away from; threshold: the least score; fold: pictures that look the same are one match, with `copies`.
-        under, after, before: which pictures are looked at, as for `narrow`; sort: "date" arranges the matches by when
-        they were taken, the oldest first. Raises UserError if nothing is asked for, or the example cannot be read.
+        query: a prompt, or several that count alike, or by their weights, as in "2:a dog"; image: an example, instead
+        of or beside them; minus: prompts to keep away from; threshold: the least score; fold: pictures that look the
+        same are one match, with `copies`. under, after, before: which pictures are searched, as for `narrow`; sort:
+        "date" arranges the matches by when they were taken, the oldest first. Raises UserError if nothing is asked for,
+        or the example cannot be read.
         """
         embedding = self.query_embedding(query, image, minus)  # (D,)
         is_prompt = image is None and not minus
@@ -180,7 +182,8 @@ class Gallery:
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
 
-        The mean of the embeddings of all that is wanted: prompts and a picture lie in one space.
+        The weighted mean of the embeddings of all that is wanted: prompts and a picture lie in one space. A prompt may
+        begin with its weight, as in "2:a dog"; without one it weighs 1, as a picture does.
         """
         prompts = [query] if isinstance(query, str) else list(query)
         minus = [minus] if isinstance(minus, str) else list(minus)
@@ -188,19 +191,25 @@ class Gallery:
             raise UserError("say what to look for: a prompt, or an example picture")
 
         wanted = []
+        weights = []
         if prompts:
+            prompt_weights, words = weights_and_words(prompts)
             # Prompt -> token ids -> text tower -> head, as in `CLIP.encode_text`. Mostly the tower is kept as an ONNX
             # file, which is there at once, while torch takes seconds to import.
-            wanted.append(self.embedder.embed_prompts(prompts))  # (Q, D)
+            wanted.append(self.embedder.embed_prompts(words))  # (Q, D)
+            weights.append(prompt_weights)  # (Q,)
         if image is not None:
             example = self.embedder.embed_files([image])
             if example.faults:
                 raise UserError(f"the example picture cannot be read: {example.faults[0]}")
             wanted.append(example.embeddings.astype(np.float32))  # (1, D)
-        embedding = np.concatenate(wanted).mean(axis=0)  # (D,)
+            weights.append([1])
+        embedding = np.average(np.concatenate(wanted), axis=0, weights=np.concatenate(weights))  # (D,)
         if minus:  # by half, because all of it would take away what every text has in common, too
-            embedding = embedding - self.embedder.embed_prompts(minus).mean(axis=0) / 2
-        return embedding / np.linalg.norm(embedding)
+            minus_weights, words = weights_and_words(minus)
+            unwanted = self.embedder.embed_prompts(words)  # (Q, D)
+            embedding = embedding - np.mean(np.array(minus_weights)[:, None] * unwanted, axis=0) / 2
+        return np.float32(embedding / np.linalg.norm(embedding))
 
     def narrow(self, under=(), after=None, before=None):
         """Return the numbers (M,) of the pictures that come into question, in their order; None: all of them.
@@ -366,7 +375,8 @@ def find_pictures(gallery, flags):
 def remarks_on_prompts(gallery, prompts):
     """Return what a person should know about prompts, such as that one is too long, as lines, each once."""
     lines = []
-    for prompt in prompts:
+    _, words = weights_and_words(prompts)
+    for prompt in words:
         lines += gallery.embedder.remarks(prompt)
     return list(dict.fromkeys(lines))
 

@@ -1,11 +1,15 @@
-"""Words of a command line that stand there without a flag: which flag is meant."""
+"""What people type: words without a flag, and weights before prompts."""
 
+import re
 from pathlib import Path
 
 from support.errors import UserError
 from support.tars import PICTURES, exists
 
 PICTURE_ENDINGS = tuple(f".{suffix}" for suffix in (*PICTURES, "heic"))
+# A weight: a number, a colon, and then no digit, so that "10:30 on a clock" and "16:9" stay words.
+WEIGHTED = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+):(?!\d)\s*(.*)", re.DOTALL)
+MOST_WEIGHT = 1000
 
 
 def with_flags(argv, switches):
@@ -45,3 +49,23 @@ def is_picture(word):
     if len(word.split()) > 1:  # a sentence may end like that, too
         return False
     raise UserError(f'there is no picture {word}: mend its path, or type --query "{word}" if it is a prompt')
+
+
+def weight_and_words(prompt):
+    """Return the weight of a prompt, 1 where it has none, and its words: (2.0, "snow") of "2:snow".
+
+    Raises UserError for a weight that is not above 0, or more than 1,000.
+    """
+    found = WEIGHTED.fullmatch(prompt)
+    if not found:
+        return 1.0, prompt
+    number, words = found.groups()
+    if not 0 < float(number) <= MOST_WEIGHT:
+        raise UserError(f"the weight of {prompt!r:.60} must be above 0, at most 1,000: what is not wanted is --minus")
+    return float(number), words
+
+
+def weights_and_words(prompts):
+    """Return the weights of Q prompts, and their words, as two lists."""
+    pairs = [weight_and_words(prompt) for prompt in prompts]
+    return [weight for weight, _ in pairs], [words for _, words in pairs]

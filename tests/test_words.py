@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import run_script
 
 from config import InferenceConfig, parse, switches_of
+from inference import Gallery
 from support.errors import UserError
-from support.words import with_flags
+from support.words import weight_and_words, with_flags
 
 
 @pytest.fixture
@@ -56,7 +58,59 @@ def test_the_command_takes_words_without_a_flag(workplace, sample_dir):
     ask = ["--no-picture", "--json"]
     bare = run_script("inference.py", picture, "in the snow", *ask, "--top_k", 3, cwd=workplace)
     flags = run_script("inference.py", "--image", picture, "--query", "in the snow", *ask, "--top-k", 3, cwd=workplace)
-    assert json.loads(bare.stdout) == json.loads(flags.stdout) and len(json.loads(bare.stdout)["matches"]) == 3
+    bare, flags = json.loads(bare.stdout), json.loads(flags.stdout)
+    files = [match["file"] for match in bare["matches"]]
+    assert bare["query"] == flags["query"] == f"pictures like {picture.name} + in the snow"
+    assert files == [match["file"] for match in flags["matches"]] and len(files) == 3
     process = run_script("inference.py", "nowhere.jpg", cwd=workplace, check=False)
     assert process.returncode == 2 and process.stderr == (
         'error: there is no picture nowhere.jpg: mend its path, or type --query "nowhere.jpg" if it is a prompt\n')
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("typed, weight, words", [
+    ("a dog", 1, "a dog"), ("2:a golden retriever", 2, "a golden retriever"), ("0.5:snow", 0.5, "snow"),
+    (" 2: a dog", 2, "a dog"), (".5:snow", 0.5, "snow"), ("3.:snow", 3, "snow"), ("1:2: a", 1, "1:2: a"),
+    ("10:30 on a clock", 1, "10:30 on a clock"), ("16:9", 1, "16:9"), ("a dog: 2:3", 1, "a dog: 2:3"),
+    ("2:a 3:b", 2, "a 3:b"), ("1,5:snow", 1, "1,5:snow"), ("2 : snow", 1, "2 : snow"), ("two:snow", 1, "two:snow"),
+    ("2:", 2, ""), ("2:two\nlines", 2, "two\nlines"),
+])
+def test_a_weight_is_a_number_and_a_colon_that_no_digit_follows(typed, weight, words):
+    assert weight_and_words(typed) == (weight, words)
+
+
+@pytest.mark.parametrize("flags, complaint", [
+    (["0:snow"], "the weight of '0:snow' must be above 0"), (["--query", "a", "--minus", "-1:b"], "must be above 0"),
+    (["1001:snow"], "at most 1,000"), (["2:"], "a prompt is empty"), (["a", "--plus", "2: "], "a prompt is empty"),
+])
+def test_weights_that_cannot_be_are_one_line(flags, complaint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(InferenceConfig, flags)
+    assert stop.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_prompts_count_by_their_weights(checkpoint, sample_dir):
+    gallery = Gallery(None, checkpoint, progress=False)
+    dog, snow, beach = gallery.embedder.embed_prompts(["a dog", "snow", "the beach"])
+    picture = gallery.files[3]
+    example = gallery.embeddings[3].astype(np.float32)
+
+    def unit(embedding):
+        return pytest.approx(embedding / np.linalg.norm(embedding), abs=2e-3)
+
+    assert gallery.query_embedding(["2:a dog", "0.5:snow"]) == unit((2 * dog + 0.5 * snow) / 2.5)
+    assert gallery.query_embedding(["3:a dog"], picture) == unit((3 * dog + example) / 4)
+    assert gallery.query_embedding("7:a dog") == unit(dog)
+    assert gallery.query_embedding("a dog", minus=["2:the beach"]) == unit(dog - beach)
+    assert gallery.query_embedding("a dog", minus=["3:the beach", "snow"]) == unit(dog - (3 * beach + snow) / 4)
+    assert gallery.query_embedding(["a dog", "snow"]).dtype == np.float32
+
+
+def test_the_command_ranks_by_weights_and_repeats_what_was_typed(workplace, checkpoint):
+    ask = ["--query", "2:a dog", "--plus", "0.5:snow", "--minus", "10:30", "--no-picture", "--json"]
+    answer = json.loads(run_script("inference.py", *ask, cwd=workplace).stdout)
+    expected = Gallery(None, checkpoint, progress=False).search(["2:a dog", "0.5:snow"], minus="10:30")
+    assert answer["query"] == "2:a dog + 0.5:snow - 10:30"
+    assert [Path(match["file"]).name for match in answer["matches"]] == [match.file.name for match in expected]
