@@ -276,6 +276,9 @@ class InferenceConfig:
     output: Path = Path("matches.png")  # the picture of the result; with --labels also a table, NAME.csv
     picture: bool = True  # draw it; --no-picture: do not
     explain: bool = False  # mark in it what answers the prompt, in red
+    copy_to: Optional[Path] = None  # also copy the matches into this folder, as 01_NAME.jpg and so on
+    html: Optional[Path] = None  # also write them into this file as a page, NAME.html, that needs no other file
+    show: bool = False  # also draw them in the terminal, if it is kitty, iTerm2 or one that knows sixel
     json: bool = False  # print one JSON object on standard output, everything else on standard error
     batch_size: int = 64  # pictures embedded at once
     workers: int = 4  # processes that decode pictures (never more than cores)
@@ -287,7 +290,8 @@ class InferenceConfig:
             raise UserError('say what to look for, such as "a dog running", or a picture file for pictures like it')
 
         # what has no meaning beside each of the questions that are not a search
-        search = {"query", "image", "plus", "minus", "threshold", "explain", "fold", "under", "after", "before", "sort"}
+        search = {"query", "image", "plus", "minus", "threshold", "explain", "fold"}
+        search |= {"under", "after", "before", "sort", "copy_to", "html", "show"}
         files = {"gallery", "split", "output"}
         meaningless = {
             "captions": (search - {"image"}) | files | {"labels", "export"},
@@ -303,6 +307,10 @@ class InferenceConfig:
             raise UserError("--captions FILE are ranked against a picture: add --image FILE")
         if self.labels is not None and len(self.label_names()) < 2:
             raise UserError(f'--labels {self.labels!r}: name at least two, such as --labels "beach,forest,street"')
+        if self.show and self.json:
+            raise UserError("--json answers a program, and --show a person: leave one out")
+        pages = "a file that ends in .html"
+        require(self, ["html"], pages, lambda v: v is None or v.suffix.lower() in (".html", ".htm"))
         if self.explain and not self.picture:
             raise UserError("--explain marks in the picture what answers: leave --no-picture out")
         _, prompts = weights_and_words([*self.query, *self.plus, *self.minus])

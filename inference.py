@@ -35,7 +35,8 @@ import numpy as np
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 from search.caption_list import read_caption_list
-from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches
+from search.copies import copy_matches
+from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches, sheet_of_matches
 from search.embedder import Embedder
 from search.export import export_model
 from search.joined import joined
@@ -43,8 +44,10 @@ from search.narrow import lies_under, was_taken, why_nothing_fits
 from search.near_duplicates import groups_that_look_the_same
 from search.nearest import nearest
 from search.pictures import pictures_of_folders, pictures_of_split
+from search.result_page import write_result_page
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
+from search.terminal import show_in_terminal, why_no_pictures
 from search.update import EXCEPTIONS, up_to_date_index
 from support.dates import day
 from support.find_run import checkpoint_dir
@@ -339,6 +342,7 @@ class Answer(NamedTuple):
     lines: list  # for people
     for_programs: dict  # what --json prints
     write: object = None  # a function that draws it, or writes it as a table, into the file at a path
+    matches: list = []  # what was found, to be shown and copied
 
 
 def find_pictures(gallery, flags):
@@ -369,7 +373,7 @@ def find_pictures(gallery, flags):
     explain = None
     if flags.explain:
         explain = functools.partial(gallery.embedder.explain, query_embedding=embedding)
-    return Answer(lines, for_programs, lambda path: draw_matches(matches, title, path, explain))
+    return Answer(lines, for_programs, lambda path: draw_matches(matches, title, path, explain), matches)
 
 
 def remarks_on_prompts(gallery, prompts):
@@ -506,12 +510,16 @@ def main(flags):
             print(json.dumps(answer.for_programs), file=standard_output, flush=True)
         # only now the picture, or the table: the answer is not to wait for it
         write_output(answer, flags)
+        if flags.show or flags.copy_to or flags.html:
+            hand_out(answer.matches, gallery, flags)
         if flags.query or flags.labels:
             make_next_prompt_fast(embedder)
 
 
 def refuse_output(flags):
     """Raise UserError for an --output that can hold no answer, or that is a picture of the gallery."""
+    if flags.copy_to and flags.copy_to.exists() and not flags.copy_to.is_dir():
+        raise UserError(f"--copy-to {flags.copy_to} is a file: name a folder, which may be new")
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
@@ -567,6 +575,29 @@ def write_output(answer, flags):
     except OSError as error:
         raise UserError(f"--output {flags.output} cannot be written: {error}") from None
     print(f"\nwrote {flags.output}")
+
+
+def hand_out(matches, gallery, flags):
+    """Draw matches in the terminal, copy their files, and write them as a page, as far as the flags ask for it."""
+    if not matches:
+        print("nothing was found, so there is nothing to show, copy or write")
+        return
+    title = title_of(flags)
+    if flags.show:
+        reason = why_no_pictures()
+        if reason:
+            print(reason)
+        else:
+            show_in_terminal(sheet_of_matches(matches, title))
+    if flags.copy_to:
+        print("\n".join(copy_matches(matches, flags.copy_to)))
+    if flags.html:
+        about = f"{len(matches):,} of {len(gallery.files):,} pictures"
+        try:
+            write_result_page(flags.html, title, matches, gallery.name_of, about)
+        except OSError as error:
+            raise UserError(f"--html {flags.html} cannot be written: {error}") from None
+        print(f"wrote {flags.html}")
 
 
 def make_next_prompt_fast(embedder):

@@ -3,7 +3,7 @@
 import math
 import os
 
-from support.contact_sheet import Tile, draw_sheet, thumbnail
+from support.contact_sheet import Tile, draw_sheet, save_sheet, sheet_of, thumbnail
 
 MOST_DRAWN = 50  # pictures in one image of a result
 LABELS_DRAWN = 20
@@ -12,7 +12,12 @@ LABELLED_SIDE = 160  # and of each picture beneath a label
 
 
 def draw_matches(matches, title, path, explain=None):
-    """Draw at most 50 matches in rows, the prompt as title; under each picture its rank, score, day and name.
+    """Draw matches into a picture file; arguments as for `sheet_of_matches`."""
+    save_sheet(sheet_of_matches(matches, title, explain), path)
+
+
+def sheet_of_matches(matches, title, explain=None):
+    """Return at most 50 matches in rows as a picture: the prompt, and under each its rank, score, day and name.
 
     explain: a function of the file that returns the picture to draw, in place of the file's own.
     """
@@ -24,7 +29,7 @@ def draw_matches(matches, title, path, explain=None):
             label += f"  {match.taken}"
         tiles.append(Tile(thumbnail(match.file, SIDE, explain), label, name))
     columns = len(tiles) if len(tiles) <= 3 else math.ceil(math.sqrt(len(tiles)))
-    draw_sheet([(title, tiles)], columns, SIDE, path)
+    return sheet_of([(title, tiles)], columns, SIDE)
 
 
 def draw_labels(groups, path, columns=6):

@@ -1,58 +1,25 @@
 """What the page answers, in HTML, to what is typed and clicked in it; and how that looks."""
 
-import base64
 import contextlib
 import functools
-import html
-import io
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from fastapi import HTTPException, Response
-from PIL import Image
 
+from search.markup import SIDE, data_url, escaped, grey_jpeg, jpeg, reduced_jpeg, sendable
 from support.errors import UserError
 from support.images import read_image
 
-SIDE = 512  # pixels of the longer side of a picture in the page
-
-# ---------------------------------------------------------------- words and pictures as HTML
-
-
-def sendable(words):
-    """Return words without half characters, such as in names that are not UTF-8: they cannot be sent."""
-    return str(words).encode(errors="replace").decode().strip()
-
-
-def escaped(words):
-    """Return words as HTML shows them, whatever they hold."""
-    return html.escape(sendable(words))
+# ---------------------------------------------------------------- the answers
 
 
 def status_html(*lines, kind="note"):
     """Return lines for the status of the page; kind: note or problem."""
     paragraphs = [f"<p class={kind}>{escaped(line)}</p>" for line in lines]
     return f'<div role="status">{"".join(paragraphs)}</div>'
-
-
-def jpeg(pixels):
-    """Return an (H, W, 3) uint8 picture as the bytes of a JPEG file of at most SIDE pixels a side."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
-def data_url(content):
-    """Return the bytes of a JPEG file as an address that holds them."""
-    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
-
-
-# ---------------------------------------------------------------- the answers
 
 
 class Question(NamedTuple):
@@ -69,12 +36,7 @@ class Page:
     def __init__(self, gallery):
         self.gallery = gallery
         self.model_in_use = threading.Lock()  # held by whoever uses the model; prompts mostly do without
-        self.reduced = functools.lru_cache(1000)(self.reduce)  # 40 MB or so
-
-    @staticmethod
-    def reduce(file):
-        """Return a picture of the gallery as the page shows it: the bytes of a JPEG file."""
-        return jpeg(read_image(file, shrink_to=SIDE))
+        self.reduced = functools.lru_cache(1000)(reduced_jpeg)  # 40 MB or so
 
     def warm(self):
         """Load the model: here rather than while the page is up, for the first prompts would wait for seconds."""
@@ -96,7 +58,7 @@ class Page:
         try:
             content = self.reduced(self.gallery.files[row])
         except OSError:
-            content = jpeg(np.full((SIDE, SIDE, 3), 200, np.uint8))
+            content = grey_jpeg()
         # "no-store": in another gallery the numbers are those of other pictures
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 

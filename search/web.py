@@ -17,7 +17,7 @@ import uvicorn
 from starlette.responses import HTMLResponse
 
 from search.guard import Guard
-from search.page import escaped
+from search.markup import escaped
 from support.errors import UserError
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 
 # Files that take long: begun first, so that none of them runs alone at the end, beside an idle core.
 SLOW = ("supply_chain", "benchmarks", "train", "towers", "distributed", "survival", "app_attacks", "app", "gallery",
-        "shards", "hostile_checkpoints", "damaged_folder", "inference", "narrow", "flickr8k")
+        "shards", "hostile_checkpoints", "damaged_folder", "inference", "narrow", "results", "flickr8k")
 
 
 def pytest_collection_modifyitems(items):
