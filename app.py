@@ -1,11 +1,12 @@
 """Find pictures by describing them, in the browser.
 
     python app.py                                             # the data trained on, at http://127.0.0.1:7860
-    python app.py --gallery ~/Pictures --checkpoint runs/NAME # any folder, with any model
+    python app.py --gallery ~/Pictures --checkpoint runs/NAME # any folder, or several, with any model
 
 The address answers at once: while pictures are embedded it says how far that is. The page searches with
-`inference.Gallery`, as `inference.py` does. To the browser go pictures of the gallery, reduced and without what the
-camera noted in them, and never a file: `/picture/7` is number 7 of the gallery, and there is no way to name another.
+`inference.Gallery`, as `inference.py` does. Its address holds the search, `/?q=a+dog&after=2019`, so that a search can
+be kept and sent. To the browser go pictures of the gallery, reduced and without what the camera noted in them, and
+never a file: `/picture/7` is number 7 of the gallery, and there is no way to name another.
 A link in the gallery to a picture elsewhere shows that picture, as its owner put it there; links to folders are not
 followed. Who may ask what stands in search/guard.py.
 """
@@ -31,7 +32,7 @@ try:
     from fastapi import FastAPI
 
     from search.guard import MOST_UPLOADED, is_loopback
-    from search.page import ON_CLICK, STYLE, Page, status_html
+    from search.page import DEFAULT_COUNT, FROM_ADDRESS, INTO_ADDRESS, ON_CLICK, STYLE, Page, status_html
     from search.web import GuardedBlocks, listen, server, waiting_page
 except ModuleNotFoundError as error:
     with one_line_errors():
@@ -52,13 +53,19 @@ class Parts:
     examples: list
     upload: gr.UploadButton
     forget: gr.Button
+    plus: gr.Textbox
     minus: gr.Textbox
+    after: gr.Textbox
+    before: gr.Textbox
+    under: gr.Textbox
+    sort: gr.Radio
     count: gr.Slider
     least: gr.Slider
     example: gr.HTML
     status: gr.HTML
     results: gr.HTML
     explanation: gr.HTML
+    link: gr.HTML
     question: gr.State  # what was asked last, to be explained
     example_file: gr.State
 
@@ -73,7 +80,7 @@ def build(page):
     )
     with blocks:
         parts = lay_out(page)
-        connect(page, parts)
+        connect(page, parts, blocks)
     return blocks.queue(max_size=256)
 
 
@@ -98,8 +105,16 @@ def lay_out(page):
             upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
             forget = gr.Button("Remove the example", min_width=150)
         with gr.Row():
+            plus = gr.Textbox(label="What else should they show?", placeholder="0.5:snow", min_width=200)
             minus = gr.Textbox(label="What should they not show?", min_width=200)
-            count = gr.Slider(1, MOST_SHOWN, 9, step=1, label="Number of results", min_width=200)
+        with gr.Row():
+            first, last = page.first_day, page.last_day
+            after = gr.Textbox(label="Taken from (year, month or day)", placeholder=first, min_width=150)
+            before = gr.Textbox(label="Taken before", placeholder=last, min_width=150)
+            under = gr.Textbox(label="In the folder, or path", placeholder="holiday/*", min_width=150)
+            sort = gr.Radio(["score", "date"], value="score", label="Arranged by", min_width=150)
+        with gr.Row():
+            count = gr.Slider(1, MOST_SHOWN, DEFAULT_COUNT, step=1, label="Number of results", min_width=200)
             least = gr.Slider(-1, 1, -1, step=0.01, label="Least score (-1: any)", min_width=200)
     example = gr.HTML()
     status = gr.HTML(status_html(page.about()))
@@ -108,23 +123,43 @@ def lay_out(page):
             results = gr.HTML(js_on_load=ON_CLICK)
         with gr.Column(scale=2, min_width=200, elem_id="side"):
             explanation = gr.HTML(js_on_load=ON_CLICK)
+    link = gr.HTML()
     return Parts(
-        prompt, find, examples, upload, forget, minus, count, least, example, status, results, explanation, question,
-        example_file,
+        prompt=prompt,
+        find=find,
+        examples=examples,
+        upload=upload,
+        forget=forget,
+        plus=plus,
+        minus=minus,
+        after=after,
+        before=before,
+        under=under,
+        sort=sort,
+        count=count,
+        least=least,
+        example=example,
+        status=status,
+        results=results,
+        explanation=explanation,
+        link=link,
+        question=question,
+        example_file=example_file,
     )
 
 
-def connect(page, parts):
+def connect(page, parts, blocks):
     """Let each click and each key ask what it should."""
-    # what `page.answer` takes beside the prompt, and what it returns
-    rest = [parts.minus, parts.example_file, parts.count, parts.least]
-    answers = [parts.status, parts.results, parts.explanation, parts.question]
+    # what `page.answer` takes beside the prompt, in the order of `search.page.Asked`, and what it returns
+    narrowing = [parts.under, parts.after, parts.before, parts.sort]
+    rest = [parts.minus, parts.example_file, parts.count, parts.least, parts.plus, *narrowing]
+    answers = [parts.status, parts.results, parts.explanation, parts.question, parts.link]
     options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
 
     # a new search: by Enter, by the button, or because something about the question has changed
-    changes = [
-        parts.prompt.submit, parts.find.click, parts.minus.submit, parts.count.change, parts.least.change,
-    ]
+    typed = [parts.prompt, parts.plus, parts.minus, parts.after, parts.before, parts.under]
+    changes = [field.submit for field in typed]
+    changes += [parts.find.click, parts.count.change, parts.least.change, parts.sort.input]
     asked = [parts.prompt, *rest]
     gr.on(changes, page.answer, asked, answers, api_name="search", trigger_mode="always_last", **options)
     for button in parts.examples:
@@ -144,6 +179,12 @@ def connect(page, parts):
         return page.explain(question, getattr(click, "row", None))
 
     parts.results.select(explain, parts.question, parts.explanation, **options)
+
+    # The address holds the search: it is read when the page opens, and written with each answer.
+    fields = [parts.prompt, parts.plus, parts.minus, parts.count, parts.least, *narrowing]
+    opened = blocks.load(None, None, fields, js=FROM_ADDRESS % (MOST_SHOWN, DEFAULT_COUNT))
+    opened.then(page.answer_address, asked, answers, **options)
+    parts.link.change(None, parts.link, None, js=INTO_ADDRESS)
 
 
 # ---------------------------------------------------------------- start

@@ -70,10 +70,14 @@ def time_in_words(after, before):
 
 def span_in_words(moments):
     """Return from when to when pictures were taken."""
+    first, last = span_of(moments)
+    return f"they are from {first} to {last}" if first else "it is not known of any when that was"
+
+
+def span_of(moments):
+    """Return the first and the last day on which pictures were taken, or None twice where it is known of none."""
     moments = moments[~np.isnan(moments)]
-    if not len(moments):
-        return "it is not known of any when that was"
-    return f"they are from {day(moments.min())} to {day(moments.max())}"
+    return (day(moments.min()), day(moments.max())) if len(moments) else (None, None)
 
 
 def contents_in_words(names):

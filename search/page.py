@@ -6,12 +6,19 @@ import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from fastapi import HTTPException, Response
 
 from search.markup import SIDE, data_url, escaped, grey_jpeg, jpeg, reduced_jpeg, sendable
+from search.narrow import span_of
+from support.dates import first_moment
 from support.errors import UserError
 from support.images import read_image
+from support.words import weights_and_words
+
+MOST_TYPED = 1_000  # characters in a field of the page, or in its address
+DEFAULT_COUNT = 9  # of results
 
 # ---------------------------------------------------------------- the answers
 
@@ -20,6 +27,68 @@ def status_html(*lines, kind="note"):
     """Return lines for the status of the page; kind: note or problem."""
     paragraphs = [f"<p class={kind}>{escaped(line)}</p>" for line in lines]
     return f'<div role="status">{"".join(paragraphs)}</div>'
+
+
+class Asked(NamedTuple):
+    """What is asked, in the order of the fields of the page; read by `read`, which gives each its type."""
+
+    prompt: str
+    minus: str
+    example: str | None  # path of an uploaded picture
+    count: int
+    least: float
+    plus: str = ""
+    under: str = ""
+    after: str | None = None
+    before: str | None = None
+    sort: str = "score"  # or date
+
+    def prompts(self):
+        """Return what is wanted, in a list."""
+        return [words for words in (self.prompt, self.plus) if words]
+
+    def unwanted(self):
+        """Return what is not wanted, in a list."""
+        return [self.minus] if self.minus else []
+
+    def patterns(self):
+        """Return the patterns of paths, of which one must fit."""
+        return [self.under] if self.under else []
+
+
+def read(asked):
+    """Return an `Asked` that can be searched for; raises UserError for words that are too long, or no date."""
+    words = {}
+    for name in ("prompt", "minus", "plus", "under", "after", "before"):
+        words[name] = sendable(getattr(asked, name) or "")
+        if len(words[name]) > MOST_TYPED:
+            raise UserError(f"a field takes {MOST_TYPED:,} characters, and not {len(words[name]):,}")
+    for name in ("after", "before"):
+        if words[name]:
+            first_moment(words[name])
+        else:
+            words[name] = None
+    sort = "date" if asked.sort == "date" else "score"
+    return asked._replace(count=int(asked.count), sort=sort, **words)
+
+
+def link_to(asked):
+    """Return a link to the page that shows the same search, as HTML; none of a search by an uploaded picture."""
+    if asked.example:
+        return ""
+    values = {
+        "q": asked.prompt,
+        "plus": asked.plus,
+        "minus": asked.minus,
+        "n": asked.count if asked.count != DEFAULT_COUNT else "",
+        "least": f"{asked.least:g}" if asked.least > -1 else "",
+        "under": asked.under,
+        "after": asked.after,
+        "before": asked.before,
+        "sort": "date" if asked.sort == "date" else "",
+    }
+    address = urlencode({name: value for name, value in values.items() if value})
+    return f'<a href="?{escaped(address)}">Link to this search</a>'
 
 
 class Question(NamedTuple):
@@ -37,6 +106,7 @@ class Page:
         self.gallery = gallery
         self.model_in_use = threading.Lock()  # held by whoever uses the model; prompts mostly do without
         self.reduced = functools.lru_cache(1000)(reduced_jpeg)  # 40 MB or so
+        self.first_day, self.last_day = span_of(gallery.taken.moments)  # reads the dates that an old index lacks
 
     def warm(self):
         """Load the model: here rather than while the page is up, for the first prompts would wait for seconds."""
@@ -66,38 +136,64 @@ class Page:
         """Return the name of a picture inside the gallery, as HTML."""
         return escaped(self.gallery.name_of(row))
 
-    def answer(self, prompt, minus, example, count, least):
-        """Return the status, the results, an empty explanation, and the `Question`, to be explained later."""
+    def answer(self, *typed):
+        """Return the status, the results, an empty explanation, the `Question`, to be explained later, and its link.
+
+        typed: the values of `Asked`, as they come from the browser, or from an address that anybody may have made.
+        """
         start = time.perf_counter()
-        prompts = [sendable(prompt)] if sendable(prompt or "") else []
-        minus = [sendable(minus)] if sendable(minus or "") else []
-        if not prompts and not example:
-            return status_html("Describe a picture in a few words, or upload one to find others like it."), "", "", None
+        try:
+            asked = read(Asked(*typed))
+            if not asked.prompts() and not asked.example:
+                return self.at_first("Describe a picture in a few words, or upload one to find others like it.")
+            matches, remarks = self.search(asked)
+        except UserError as error:
+            return status_html(error, kind="problem"), "", "", None, ""
 
-        embedder = self.gallery.embedder
-        needs_model = example or not embedder.has_text_tower_ready
-        with self.model_in_use if needs_model else contextlib.nullcontext():
-            remarks = [remark for words in prompts + minus for remark in embedder.remarks(words)]
-            try:
-                embedding = self.gallery.query_embedding(prompts, example, minus)
-            except UserError as error:
-                return status_html(error, kind="problem"), "", "", None
-
-        is_prompt = not example and not minus
-        matches = self.gallery.rank(embedding, int(count), threshold=least, is_prompt=is_prompt)
-        remarks += self.gallery.remarks_on_order(matches)
-        if not matches:
-            best = self.gallery.best_score(embedding)
-            remarks.append(f"No picture scores {least:g} or more: the best has {best:.3f}.")
-        elif is_prompt:
-            remark = self.gallery.nothing_fits(matches)
-            if remark:
-                remarks.append(remark)
         items = "".join(self.result(match) for match in matches)
         results = f'<ol class="matches">{items}</ol>' if matches else ""
         milliseconds = 1000 * (time.perf_counter() - start)
         status = status_html(*remarks, f"{self.about()}, {milliseconds:.0f} ms")
-        return status, results, "", Question(prompts, example, minus)
+        question = Question(asked.prompts(), asked.example, asked.unwanted())
+        return status, results, "", question, link_to(asked)
+
+    def answer_address(self, *typed):
+        """Return what `answer` does where the address of the page holds a search; else what stands there at first."""
+        asked = Asked(*typed)
+        return self.answer(*typed) if asked.prompt or asked.plus else self.at_first(self.about())
+
+    def at_first(self, line):
+        """Return what stands on the page while nothing is asked."""
+        return status_html(line), "", "", None, ""
+
+    def search(self, asked):
+        """Return the matches for an `Asked`, and what a person should know of them, as lines; raises UserError."""
+        gallery = self.gallery
+        embedder = gallery.embedder
+        prompts = asked.prompts()
+        minus = asked.unwanted()
+        _, words = weights_and_words([*prompts, *minus])
+        needs_model = asked.example or not embedder.has_text_tower_ready
+        with self.model_in_use if needs_model else contextlib.nullcontext():
+            remarks = [remark for prompt in words for remark in embedder.remarks(prompt)]
+            embedding = gallery.query_embedding(prompts, asked.example, minus)
+
+        is_prompt = not asked.example and not minus
+        narrowing = (asked.patterns(), asked.after, asked.before)
+        among = gallery.narrow(*narrowing)
+        matches = gallery.rank(embedding, asked.count, threshold=asked.least, is_prompt=is_prompt, among=among)
+        remarks += gallery.remarks_on_narrowing(among, *narrowing, asked.sort)
+        remarks += gallery.remarks_on_order(matches)
+        if matches:
+            remark = gallery.nothing_fits(matches)
+            if is_prompt and among is None and remark:
+                remarks.append(remark)
+        elif among is None or len(among):
+            best = gallery.best_score(embedding, among)
+            remarks.append(f"No picture scores {asked.least:g} or more: the best has {best:.3f}.")
+        if asked.after or asked.before or asked.sort == "date":
+            matches = gallery.dated(matches, asked.sort)
+        return matches, remarks
 
     def result(self, match):
         """Return one match as an item of the list of results."""
@@ -105,9 +201,12 @@ class Page:
         words = self.name(row)
         if match.copies:
             words += f"<br>and {len(match.copies)} that look the same"
+        score = f"<b>{match.rank}</b> {match.score:.3f}"
+        if match.taken:
+            score += f" <time>{match.taken}</time>"
         return (
             f'<li><button type="button" data-row="{row}" title="Show what was looked at"><img src="picture/{row}" '
-            f'alt=""><span><b>{match.rank}</b> {match.score:.3f}</span><span>{words}</span></button></li>'
+            f'alt=""><span>{score}</span><span>{words}</span></button></li>'
         )
 
     def example(self, file):
@@ -173,3 +272,23 @@ ON_CLICK = """element.addEventListener("click", event => {
   if (button?.dataset.row) trigger("select", {row: Number(button.dataset.row)});
   else if (button) props.value = "";
 })"""
+
+# ---------------------------------------------------------------- the address
+
+# What the address holds goes into the fields: text into those of text, and into the others only what they can show.
+FROM_ADDRESS = """() => {
+  const asked = new URLSearchParams(location.search);
+  const words = name => (asked.get(name) ?? "").slice(0, 2000);
+  const number = (name, least, most, otherwise) => {
+    const value = asked.has(name) ? Number(asked.get(name)) : NaN;
+    return Number.isFinite(value) ? Math.min(most, Math.max(least, value)) : otherwise;
+  };
+  return [words("q"), words("plus"), words("minus"), Math.round(number("n", 1, %d, %d)), number("least", -1, 1, -1),
+    words("under"), words("after"), words("before"), asked.get("sort") === "date" ? "date" : "score"];
+}"""
+
+# The link to an answer becomes the address of the page; without one, the address holds no search.
+INTO_ADDRESS = """link => {
+  const anchor = new DOMParser().parseFromString(link ?? "", "text/html").querySelector("a");
+  history.replaceState(null, "", location.pathname + (anchor?.getAttribute("href") ?? ""));
+}"""

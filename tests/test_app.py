@@ -37,12 +37,13 @@ def photos(sample_dir, checkpoint, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def running_app(gallery, checkpoint, **environment):
+def running_app(gallery, checkpoint, *flags, **environment):
     """Run app.py, whose page says how far it is until it is ready; gives its address, and the line that says so."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, ROOT / "app.py", "--checkpoint", checkpoint, "--gallery", gallery, "--port", port]
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, cwd=gallery.parent,
+    command = list(map(str, [*command, *flags]))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=gallery.parent,
                                env={**os.environ, **environment})
     try:
         status, content = None, b""
@@ -197,12 +198,142 @@ def test_the_keyboard_is_enough_and_every_field_has_a_name(page):
     page.get_by_text("More ways to search").click()
     page.get_by_role("spinbutton", name="Least score").wait_for()
     reached = set()
-    for _ in range(25):
+    for _ in range(35):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.ariaLabel || document.activeElement.labels?.[0]?.innerText "
                                   "|| document.activeElement.innerText"))
-    for name in (MINUS, "playing soccer", "Search", "Upload an example picture", "Number of results", "Least score"):
+    for name in (MINUS, "playing soccer", "Search", "Upload an example picture", "Number of results", "Least score",
+                 "What else should they show?", "Taken from", "Taken before", "In the folder, or path", "date"):
         assert any(name in words for words in reached), reached
+
+
+# ---------------------------------------------------------------- narrowed, and kept in the address
+
+FROM, BEFORE, UNDER = "Taken from", "Taken before", "In the folder, or path"
+
+
+@pytest.fixture(scope="module")
+def dated(photos, checkpoint, tmp_path_factory):
+    """The address of an app.py with two galleries: an album of 2019 in two folders, and a card without dates."""
+    place = tmp_path_factory.mktemp("dated")
+    sources = sorted(photos.glob("scene*.jpg"))
+    for number, source in enumerate(sources[:6]):
+        folder = place / "album" / ("sea" if number % 2 else "home")
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as picture:
+            exif = Image.Exif()
+            exif.get_ifd(0x8769)[0x9003] = f"2019:0{number + 1}:15 12:00:00"
+            picture.save(folder / f"{number + 1}.jpg", exif=exif.tobytes())
+    (place / "card").mkdir()
+    shutil.copy(sources[7], place / "card" / "8.jpg")
+    os.utime(place / "card" / "8.jpg", (1e9, 1e9))
+    with running_app(place / "album", checkpoint, "--gallery", place / "card") as (address, said):
+        assert f"on 7 pictures of {place / 'album'} and {place / 'card'}" in said
+        yield address
+
+
+@pytest.fixture
+def dated_page(browser, dated):
+    """A function that opens an address of that app, after its name; nothing that the pages run may fail."""
+    faults = []
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+
+        def opened(address=""):
+            page = context.new_page()
+            page.set_default_timeout(15_000)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.on("dialog", lambda dialog: faults.append(dialog.message))
+            page.goto(f"{dated}/{address}")
+            page.get_by_label(PROMPT).wait_for()
+            return page
+
+        yield opened
+    assert faults == []
+
+
+def test_dates_paths_and_order_narrow_the_results(dated_page):
+    page = dated_page()
+    assert len(ask(page, "a dog")) == 7
+    page.get_by_text("More ways to search").click()
+    assert set(ask(page, "sea", UNDER)) == {f"album/sea/{number}.jpg" for number in (2, 4, 6)}
+    assert set(ask(page, "2019-03", FROM)) == {"album/sea/4.jpg", "album/sea/6.jpg"}
+    assert ask(page, "2019-06", BEFORE) == ["album/sea/4.jpg"]
+    assert "2019-04-15" in page.locator(".matches").inner_text()
+    status = page.get_by_role("status").first.inner_text()
+    assert "1 of 7 pictures are searched" in status
+    assert "1 of 7 carry no date, and are dated by the time of their file" in status
+    ask(page, "", UNDER)
+    ask(page, "", FROM)
+    ask(page, "", BEFORE)
+    page.get_by_role("radio", name="date").click()
+    page.wait_for_function("document.querySelector('.matches').innerText.includes('2001-09-09')")
+    assert names(page) == ["card/8.jpg", *(f"album/{'home' if number % 2 else 'sea'}/{number}.jpg"
+                                           for number in range(1, 7))]
+    page.get_by_label(FROM).fill("2020")
+    page.get_by_label(FROM).press("Enter")
+    page.get_by_text("no picture was taken from 2020 on: they are from 2001-09-09 to 2019-06-15").wait_for()
+
+
+def test_the_address_holds_the_search_and_opening_it_shows_that_search(dated_page):
+    page = dated_page()
+    assert page.get_by_role("status").first.inner_text().endswith("card")  # nothing is asked yet
+    page.get_by_text("More ways to search").click()
+    ask(page, "a dog & <b>a ball</b>?")
+    ask(page, "0.5:snow", "What else should they show?")
+    ask(page, "the beach", MINUS)
+    ask(page, "2019", FROM)
+    page.get_by_role("radio", name="date").click()
+    page.get_by_role("spinbutton", name="Number of results").fill("4")
+    page.wait_for_function("location.search.includes('n=4') && location.search.includes('sort=date')")
+    shown = names(page)
+    assert urlsplit(page.url).query == (
+        "q=a+dog+%26+%3Cb%3Ea+ball%3C%2Fb%3E%3F&plus=0.5%3Asnow&minus=the+beach&n=4&after=2019&sort=date")
+    assert page.get_by_role("link", name="Link to this search").get_attribute("href") == f"?{urlsplit(page.url).query}"
+
+    again = dated_page(f"?{urlsplit(page.url).query}")
+    again.locator(".matches").wait_for()
+    assert names(again) == shown and len(shown) == 4
+    assert again.get_by_label(PROMPT).input_value() == "a dog & <b>a ball</b>?"
+    again.get_by_text("More ways to search").click()
+    assert again.get_by_label("What else should they show?").input_value() == "0.5:snow"
+    assert again.get_by_label(FROM).input_value() == "2019" and again.get_by_role("radio", name="date").is_checked()
+    again.get_by_label(PROMPT).fill("")
+    again.get_by_label("What else should they show?").fill("")
+    again.get_by_label(PROMPT).press("Enter")
+    again.wait_for_function("location.search == ''")
+
+
+@pytest.mark.parametrize("query, said", [
+    ("q=a+dog&after=2019-13", "2019-13 is no date: type a year, month or day"),
+    ("q=0:a+dog", "the weight of '0:a dog' must be above 0"),
+    ("q=" + "a" * 1500, "a field takes 1,000 characters, and not 1,500"),
+    ("q=" + "a" * 50_000, "a field takes 1,000 characters, and not 2,000"),
+    ("q=a+dog&before=<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)> is no date"),
+    ("q=a+dog&under=<script>alert(1)</script>", "no picture lies under <script>alert(1)</script>: the folders"),
+    ("q=a+dog&under=" + "*a" * 400, "no picture lies under *a"),
+])
+def test_what_stands_in_an_address_is_text_and_errors_are_one_line(dated_page, query, said):
+    page = dated_page(f"?{query}")
+    page.get_by_text(said).wait_for()
+    assert page.locator(".matches").count() == 0 and page.locator("[onerror]").count() == 0
+
+
+@pytest.mark.parametrize("query", [
+    "q=a+dog&n=99999&least=-7&sort=DROP", "q=a+dog&n=x&least=NaN&sort=", "q=a+dog&n=1e999&least=", "q=a+dog&x=1&q=2",
+    "q=a+dog&n=9.4&example=/etc/passwd&file=/etc/passwd",
+])
+def test_numbers_in_an_address_that_cannot_be_are_those_that_can(dated_page, query):
+    page = dated_page(f"?{query}")
+    page.locator(".matches").wait_for()
+    assert len(names(page)) == 7
+    page.get_by_text("More ways to search").click()
+    count = page.get_by_role("spinbutton", name="Number of results").input_value()
+    assert count == ("50" if "99999" in query else "9")
+
+
+def test_an_address_is_not_repeated_in_the_page_that_the_server_sends(dated):
+    status, content = get(dated, "/?q=%22%3E%3Cscript%3Ealert(77)%3C/script%3E&after=alert(77)")
+    assert status == 200 and b"alert(77)" not in content
 
 
 # ---------------------------------------------------------------- from elsewhere

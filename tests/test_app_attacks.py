@@ -18,7 +18,9 @@ from PIL import Image
 from test_app import CHROMIUM, QUIET, get, running_app, sync_api
 
 SECRET = "what no request may ever see"
-SEARCH = ["a dog", "", None, 9, -1]  # what the page sends for a search: prompt, minus, state, count, least
+# What the page sends for a search: prompt, minus, state, count and least, and then plus, under, after, before and sort.
+REST = ["", "", "", "", "score"]
+SEARCH = ["a dog", "", None, 9, -1, *REST]
 
 
 @pytest.fixture(scope="module")
@@ -244,9 +246,11 @@ def file(**more):
         file(path="/proc/self/environ"), file(path="a\0b"),
         file(path="\ud800"), file(path="", url="file:///etc/passwd"), file(path=None, url="http://127.0.0.1:1/a"),
         [file(path="/etc/passwd")], {"path": "/etc/passwd"}, "/etc/passwd", ["/etc/passwd"], 7)],
-    *[(0, ["a dog", "", None, count, -1]) for count in (0, -1, 51, 10**30, "9", None, [9], float("nan"), float("inf"))],
-    *[(0, ["a dog", "", None, 9, least]) for least in ("x", None, {}, float("nan"))],
-    (0, []), (0, [file(path="/etc/passwd"), "", None, 9, -1]), (1, ["x"]), (11, [None]),
+    *[(0, ["a dog", "", None, count, -1, *REST])
+      for count in (0, -1, 51, 10**30, "9", None, [9], float("nan"), float("inf"))],
+    *[(0, ["a dog", "", None, 9, least, *REST]) for least in ("x", None, {}, float("nan"))],
+    *[(0, [*SEARCH[:-1], sort]) for sort in ("x", None, ["date"], {"path": "/etc/passwd"})],
+    (0, []), (0, SEARCH[:5]), (0, [file(path="/etc/passwd"), *SEARCH[1:]]), (1, ["x"]), (11, [None]),
 ])
 def test_what_only_a_forger_sends_is_one_line(address, place, number, data):
     data = json.loads(json.dumps(data).replace("{place}", str(place)))
@@ -262,7 +266,7 @@ def test_what_only_a_forger_sends_is_one_line(address, place, number, data):
 
 def test_state_is_not_the_visitors_to_send(address, place):
     secret = str(place / "pictures" / "0.jpg")
-    answer = ask(address, data=["", "", secret, 9, -1])[1]
+    answer = ask(address, data=["", "", secret, 9, -1, *REST])[1]
     assert "Describe a picture in a few words" in answer  # the forged example was not looked at
     for row in (0, -1, 10**9, "0", True, None, [0], {"row": 0}):
         answer = ask(address, 11, [[["a dog"], secret, []]], event_data={"row": row})[1]
