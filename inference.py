@@ -361,7 +361,8 @@ def find_pictures(gallery, flags):
     remarks = remarks_on_matches(gallery, matches, embedding, among, flags)
     if flags.asks_for_dates():
         matches = gallery.dated(matches, flags.sort)
-    lines += ["", title, *match_table(matches), *remarks]
+    if matches or remarks:  # or else the narrowing has left nothing, which has been said
+        lines += ["", title, *match_table(matches), *remarks]
 
     query = title if prompts or flags.minus else str(flags.image)
     for_programs = {"query": query, "matches": [match.for_programs() for match in matches]}

@@ -13,7 +13,7 @@ from config import Config
 from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
 from search.near_duplicates import LOOK_WIDTH, look_of
-from search.onnx_text import remarks_on
+from search.unknown_words import remarks_on
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
 from support.hubs import bank_stamp, hub_penalties, read_bank

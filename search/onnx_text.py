@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 
+from search.unknown_words import remarks_on
+
 
 class PromptEncoder:
     """A text tower with its head as an ONNX file, and its tokenizer.
@@ -43,20 +45,3 @@ class PromptEncoder:
     def remarks(self, prompt):
         """Return `remarks_on` a prompt."""
         return remarks_on(prompt, self.tokenizer)
-
-
-def remarks_on(prompt, tokenizer):
-    """Return lines that a person should read about a prompt: it is too long, or of words the model does not know.
-
-    tokenizer: one of `tokenizers` that cuts what is too long.
-    """
-    encoded = tokenizer.encode(prompt)
-    lines = []
-    cut_off = [mask for part in encoded.overflowing for mask in part.special_tokens_mask]  # 0 for a token of the text
-    if cut_off:
-        lines.append(f"the prompt is too long: its last {cut_off.count(0)} tokens are not looked at")
-    added = tokenizer.get_added_tokens_decoder()  # {number: token}
-    special = {number for number, token in added.items() if token.special}  # the unknown token is one of these
-    if set(encoded.ids) <= special:
-        lines.append("the text tower knows none of these words: the ranking means nothing")
-    return lines

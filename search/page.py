@@ -280,7 +280,7 @@ FROM_ADDRESS = """() => {
   const asked = new URLSearchParams(location.search);
   const words = name => (asked.get(name) ?? "").slice(0, 2000);
   const number = (name, least, most, otherwise) => {
-    const value = asked.has(name) ? Number(asked.get(name)) : NaN;
+    const value = asked.get(name) ? Number(asked.get(name)) : NaN;  // that of "" would be 0
     return Number.isFinite(value) ? Math.min(most, Math.max(least, value)) : otherwise;
   };
   return [words("q"), words("plus"), words("minus"), Math.round(number("n", 1, %d, %d)), number("least", -1, 1, -1),

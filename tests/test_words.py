@@ -9,7 +9,9 @@ from conftest import run_script
 
 from config import InferenceConfig, parse, switches_of
 from inference import Gallery
+from search.unknown_words import remarks_on
 from support.errors import UserError
+from support.wordpiece import empty_tokenizer, train_tokenizer
 from support.words import weight_and_words, with_flags
 
 
@@ -114,3 +116,50 @@ def test_the_command_ranks_by_weights_and_repeats_what_was_typed(workplace, chec
     expected = Gallery(None, checkpoint, progress=False).search(["2:a dog", "0.5:snow"], minus="10:30")
     assert answer["query"] == "2:a dog + 0.5:snow - 10:30"
     assert [Path(match["file"]).name for match in answer["matches"]] == [match.file.name for match in expected]
+
+
+# ---------------------------------------------------------------- words that are not known
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    """A vocabulary as a tower from scratch has it: learned from captions, of which there are few."""
+    captions = ["two people sit near the beach .", "a dog runs through the water .", "a man walks in the snow !"] * 50
+    tokenizer = train_tokenizer(captions, 64).backend_tokenizer
+    tokenizer.enable_truncation(64)
+    return tokenizer
+
+
+@pytest.mark.parametrize("prompt, unknown", [
+    ("two people near the beach", []), ("TWO People, near the beach!", []),
+    ("Leute am Strand", ["Leute", "am", "Strand"]),
+    ("people am Strand", ["am", "Strand"]), ("a dog im Schnee, im Schnee", ["im", "Schnee"]), ("люди", ["люди"]),
+    ("a giraffe in the snow", ["giraffe"]), ("a dog 犬", ["犬"]), ("dogs", []), ("the snowman", []),
+    ("a man walking", ["walking"]),  # only "walks" was in the captions
+])
+def test_words_of_another_language_are_named(vocabulary, prompt, unknown):
+    remarks = remarks_on(prompt, vocabulary)
+    known = bool(set(prompt.lower().replace(",", "").split()) - {word.lower() for word in unknown})
+    line = f"the model does not know: {', '.join(unknown)}" + ("" if known else "; the ranking means nothing")
+    assert remarks == ([line] if unknown else [])
+
+
+def test_signs_alone_and_many_words(vocabulary):
+    assert remarks_on("🐕", vocabulary) == ["the model knows none of this: the ranking means nothing"]
+    many = " ".join(f"{letter}{letter}q{letter}" for letter in "bcdfghjklmnp")
+    assert remarks_on(many, vocabulary)[0].endswith("kkqk, llql, mmqm and 2 more; the ranking means nothing")
+
+
+def test_a_pretrained_vocabulary_knows_words_by_their_pieces():
+    """Pieces of a real one; what is told is what has come down to single letters, or to the unknown token."""
+    pieces = ["[UNK]", "[CLS]", "[SEP]", "skate", "##board", "##ers", "le", "##ute", "с", "##о", "##б", "##а", "##ка"]
+    filler = [f"word{number}" for number in range(30_000)]
+    tokenizer = empty_tokenizer({piece: number for number, piece in enumerate([*pieces, *filler])})
+    tokenizer.add_special_tokens(["[UNK]"])
+    assert remarks_on("skateboarders word7 leute", tokenizer) == []
+    assert remarks_on("word7 собака 雪", tokenizer) == ["the model does not know: собака, 雪"]
+
+
+def test_the_command_names_what_the_model_does_not_know(workplace):
+    process = run_script("inference.py", "Leute near the beach", "--no-picture", cwd=workplace)
+    assert "the model does not know: Leute" in process.stdout.splitlines()
