@@ -35,7 +35,6 @@ import numpy as np
 
 # Torch, and all that imports it, is imported only where it is needed: not for a prompt to an embedded gallery.
 from search.caption_list import read_caption_list
-from search.copies import copy_matches
 from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches, sheet_of_matches
 from search.embedder import Embedder
 from search.export import export_model
@@ -44,10 +43,8 @@ from search.narrow import lies_under, was_taken, why_nothing_fits
 from search.near_duplicates import groups_that_look_the_same
 from search.nearest import nearest
 from search.pictures import pictures_of_folders, pictures_of_split
-from search.result_page import write_result_page
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
-from search.terminal import show_in_terminal, why_no_pictures
 from search.update import EXCEPTIONS, up_to_date_index
 from support.dates import day
 from support.find_run import checkpoint_dir
@@ -342,7 +339,7 @@ class Answer(NamedTuple):
     lines: list  # for people
     for_programs: dict  # what --json prints
     write: object = None  # a function that draws it, or writes it as a table, into the file at a path
-    matches: list = []  # what was found, to be shown and copied
+    matches: list | tuple = ()  # what was found, to be shown and copied
 
 
 def find_pictures(gallery, flags):
@@ -583,6 +580,11 @@ def hand_out(matches, gallery, flags):
     if not matches:
         print("nothing was found, so there is nothing to show, copy or write")
         return
+    # Imported here, because most prompts need not wait for them.
+    from search.copies import copy_matches
+    from search.result_page import write_result_page
+    from search.terminal import show_in_terminal, why_no_pictures
+
     title = title_of(flags)
     if flags.show:
         reason = why_no_pictures()

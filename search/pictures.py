@@ -65,7 +65,8 @@ def pictures_of_folders(folders, leave_out=None):
         places.setdefault(Path(folder).expanduser().resolve(), folder)
     found = []
     for place, folder in places.items():
-        if not any(searches(other, place) for other in places):
+        is_part = place.is_dir() and any(searches(other, place) for other in places)
+        if not is_part:  # nor is a folder that is not there, which is said
             found.append(pictures_of_folder(folder, leave_out))
     return found
 
