@@ -249,7 +249,7 @@ def file(**more):
     *[(0, ["a dog", "", None, count, -1, *REST])
       for count in (0, -1, 51, 10**30, "9", None, [9], float("nan"), float("inf"))],
     *[(0, ["a dog", "", None, 9, least, *REST]) for least in ("x", None, {}, float("nan"))],
-    *[(0, [*SEARCH[:-1], sort]) for sort in ("x", None, ["date"], {"path": "/etc/passwd"})],
+    *[(0, [*SEARCH[:-1], sort]) for sort in ("x", ["date"], {"path": "/etc/passwd"})],
     (0, []), (0, SEARCH[:5]), (0, [file(path="/etc/passwd"), *SEARCH[1:]]), (1, ["x"]), (11, [None]),
 ])
 def test_what_only_a_forger_sends_is_one_line(address, place, number, data):
