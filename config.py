@@ -280,6 +280,8 @@ class InferenceConfig:
     html: Optional[Path] = None  # also write them into this file as a page, NAME.html, that needs no other file
     show: bool = False  # also draw them in the terminal, if it is kitty, iTerm2 or one that knows sixel
     json: bool = False  # print one JSON object on standard output, everything else on standard error
+    trust_index: bool = False  # in a large gallery: where no folder's time has changed, do not look at each picture's
+    check: bool = False  # look at all pictures again: one may have been swapped for another of the same size and time
     batch_size: int = 64  # pictures embedded at once
     workers: int = 4  # processes that decode pictures (never more than cores)
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one

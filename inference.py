@@ -88,6 +88,8 @@ class Gallery:
     checkpoint: a model directory; None takes best/ of the newest run.
     progress: show a progress bar on standard error while pictures are embedded; a function is also told how far it is.
     leave_out: the absolute path of a file that is not to be searched, such as the picture of the last result.
+    trust_index: where no folder has changed since the index was made, do not look at each file; check: look at every
+        picture again, though its file has the size and time that it had.
 
     Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
     cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
@@ -106,20 +108,22 @@ class Gallery:
         workers=0,
         progress=True,
         leave_out=None,
+        trust_index=False,
+        check=False,
     ):
         self.embedder = Embedder(checkpoint, device, batch_size, workers)
         if folder is None:
             self.folders = [pictures_of_split(self.embedder.config, split)]
         else:
             folders = folder if isinstance(folder, list | tuple) else [folder]
-            self.folders = pictures_of_folders(folders, leave_out)
+            self.folders = pictures_of_folders(folders, leave_out, trust_index)
         self.name = " and ".join(pictures.name for pictures in self.folders)
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         self.indexes = []  # one in each folder
         self.embedded = 0
         for pictures in self.folders:
-            index, count = up_to_date_index(pictures, self.embedder, progress)
+            index, count = up_to_date_index(pictures, self.embedder, progress, check)
             self.indexes.append(index)
             self.embedded += count
 
@@ -539,6 +543,8 @@ def open_gallery(checkpoint, flags):
         flags.batch_size,
         flags.workers,
         leave_out=os.path.abspath(flags.output),
+        trust_index=flags.trust_index,
+        check=flags.check,
     )
     reasons = list(gallery.skipped.values())
     if not gallery.embedded:

@@ -1,6 +1,7 @@
 """The index of a gallery: what is kept on disk of its embedded pictures."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from support.files import writable, write_file
 
 INDEX_NAME = ".clip-index.safetensors"  # in a folder of pictures
 SPLIT_INDEX_NAME = ".clip-index-{}.safetensors"  # in a dataset, of one of its splits; beside tars, of these
+MOST_INDEXES = 4  # of one gallery, by as many checkpoints
 INDEX_FORMAT = 2  # raise it when what an index holds changes
 
 
@@ -32,7 +34,8 @@ class Index:
     files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
     embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 192)
     float16, by which near-duplicates are told.
-    sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
+    sources: the stamps of all that decides which photos a split has, and `splits`, those the data has. Of a folder
+    they are the stamps of the folders in it, by which --trust-index knows that no picture has come or gone; or {}.
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
     penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
     taken: (N,) float64, when each was taken by what the camera noted (search/taken.py); None in earlier versions.
@@ -70,19 +73,48 @@ class Index:
 
 
 class IndexFile:
-    """Where an index is kept: in the folder of the pictures, or in the user's cache where that is read-only.
+    """Where the index of a gallery is kept: in its folder, or in the user's cache where that is read-only.
 
-    Afterwards: `path`, and `unsaved`, why the index could not be written there, or None.
+    Each of the last four checkpoints that searched the gallery has a file of its own: NAME.safetensors,
+    NAME-2.safetensors and so on. Afterwards: `path`, and `unsaved`, why the index could not be written there, or None.
     """
 
     def __init__(self, folder, name):
-        self.path = writable(folder / name)
-        self.in_folder = folder / name  # it may be there since before the folder was made read-only
+        stem, suffix = os.path.splitext(name)
+        names = [name, *(f"{stem}-{number}{suffix}" for number in range(2, MOST_INDEXES + 1))]
+        self.places = [folder / name for name in names]
+        self.path = writable(self.places[0])
         self.unsaved = None
+        self.read_before = {}  # {place: Index}
 
-    def read(self):
-        """Return the `Index` that is kept; an empty one where there is none, or one that is no good."""
-        return read_index(self.path if self.path.exists() else self.in_folder)
+    def read(self, is_the_one=lambda index: True):
+        """Return the first `Index` that is the one, such as that of a checkpoint; an empty one where there is none.
+
+        From then on `path` is where it is, or where it will be: a free place, or that of the oldest.
+        """
+        free = []
+        for place in self.places:
+            index = self.index_at(place)
+            if index.model and is_the_one(index):
+                self.path = writable(place)
+                return index
+            if not index.model:
+                free.append(place)
+        place = free[0] if free else min(self.places, key=lambda place: self.file_of(place).stat().st_mtime_ns)
+        self.path = writable(place)
+        return Index()
+
+    def index_at(self, place):
+        """Return the `Index` in one place; an empty one where there is none, or one that is no good."""
+        if place not in self.read_before:
+            self.read_before[place] = read_index(self.file_of(place))
+        return self.read_before[place]
+
+    @staticmethod
+    def file_of(place):
+        """Return the file of a place; in a read-only folder it may be there since before it was made so."""
+        path = writable(place)
+        return path if path.exists() else place
 
     def save(self, index):
         """Keep an `Index`, if that can be: the answer to a question matters more than what is remembered."""

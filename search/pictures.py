@@ -1,5 +1,6 @@
 """Which pictures a gallery has: those of a folder, of tars, or of a split of the data that a model was trained on."""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ class Pictures:
     """The pictures of a gallery.
 
     name: what people call it. root: the folder that they all lie in. names: theirs below it, with slashes. index_file:
-    where what is made of them is kept. Of a split also `sources`, the stamps of all that decides which photos it has,
-    and `splits`, the names of those that the data has.
+    where what is made of them is kept. sources: the stamps of all that decides which pictures these are, where that is
+    known. Of a split also `splits`, the names of those that the data has. stamps: {name: stamp} of the pictures where
+    the index is trusted that none has changed, and else None.
     """
 
     name: str
@@ -26,12 +28,14 @@ class Pictures:
     index_file: IndexFile
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
+    stamps: dict | None = None
 
 
-def pictures_of_folder(folder, leave_out=None):
+def pictures_of_folder(folder, leave_out=None, trust_index=False):
     """Return the `Pictures` of a folder and the folders in it, or of a pattern of tars.
 
-    leave_out: the absolute path of a file that is none of them.
+    leave_out: the absolute path of a file that is none of them. trust_index: where no folder has changed since the
+    index was made, take the pictures from it, and believe that none of them has changed.
     """
     name = str(folder)
     folder = Path(folder).expanduser()
@@ -44,19 +48,54 @@ def pictures_of_folder(folder, leave_out=None):
         names = [name_below(root, file) for file in tar_pictures(folder)]
         index_name = SPLIT_INDEX_NAME.format(folder.name)
     else:
-        names = picture_names(folder)
         index_name = INDEX_NAME
+        trusted = trusted_pictures(name, root) if trust_index else None
+        if trusted:
+            return trusted
+        names = picture_names(folder)
     where = os.path.abspath(root) + os.sep
     if leave_out is not None and leave_out.startswith(where):
         left_out = leave_out.removeprefix(where).replace(os.sep, "/")
         names = [name for name in names if name != left_out]
-    return Pictures(name, root, names, IndexFile(root, index_name))
+    pictures = Pictures(name, root, names, IndexFile(root, index_name))
+    if trust_index and not is_sharded(folder):
+        pictures.sources = stamps_of_folders(root, {os.path.dirname(name) for name in names})
+    return pictures
 
 
-def pictures_of_folders(folders, leave_out=None):
+def trusted_pictures(name, root):
+    """Return the `Pictures` of a folder as an index knows them, or None where a folder has changed since."""
+    index_file = IndexFile(root, INDEX_NAME)
+    index = index_file.read()
+    folders = index.sources.keys() - {""}
+    if not index.sources or stamps_of_folders(root, folders) != index.sources:
+        return None
+    stamps = {}
+    for picture, known_stamp, _ in index.files:
+        stamps[picture] = known_stamp or stamp(root / picture)  # one that could not be read is looked at again
+    return Pictures(name, root, list(stamps), index_file, index.sources, stamps=stamps)
+
+
+def stamps_of_folders(root, folders):
+    """Return {folder: stamp} of folders below the root and all those above them, and what lies in the root itself.
+
+    A folder's time changes when a file in it comes, goes or is renamed. So does that of the root whenever an index is
+    written into it: of the root it is the visible names instead, as one hash.
+    """
+    stamps = {}
+    for folder in folders:
+        while folder and folder not in stamps:
+            stamps[folder] = stamp(root / folder)
+            folder = os.path.dirname(folder)
+    visible = sorted(name for name in os.listdir(root) if not name.startswith("."))
+    stamps[""] = hashlib.sha256(os.fsencode("/".join(visible))).hexdigest()
+    return stamps
+
+
+def pictures_of_folders(folders, leave_out=None, trust_index=False):
     """Return the `Pictures` of each of some folders, but for those named twice or searched with another one.
 
-    Raises UserError where there is none at all; leave_out: as for `pictures_of_folder`.
+    Raises UserError where there is none at all; leave_out, trust_index: as for `pictures_of_folder`.
     """
     if not folders:
         raise UserError("there is no folder to search: name one with --gallery DIR")
@@ -67,7 +106,7 @@ def pictures_of_folders(folders, leave_out=None):
     for place, folder in places.items():
         is_part = place.is_dir() and any(searches(other, place) for other in places)
         if not is_part:  # nor is a folder that is not there, which is said
-            found.append(pictures_of_folder(folder, leave_out))
+            found.append(pictures_of_folder(folder, leave_out, trust_index))
     return found
 
 

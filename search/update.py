@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from search.check import pictures_that_changed
 from search.index import Entry, Index
 from search.nearest import nearest
 from search.taken import NOT_READ, noted_dates
@@ -37,11 +38,12 @@ def rows_of(index):
     return Rows(index.embeddings, index.looks, index.penalties, index.taken)
 
 
-def up_to_date_index(pictures, embedder, progress=True):
+def up_to_date_index(pictures, embedder, progress=True, check=False):
     """Return the `Index` of a gallery as it is now, and how many of its pictures had to be embedded for that.
 
     pictures: its `search.pictures.Pictures`, in whose index_file the index is kept. progress: show a progress bar; a
-    function is also told how far it is.
+    function is also told how far it is. check: look at all pictures, for one may have been swapped for another of the
+    same size and time.
     """
     if process_count() > 1:  # they share the embedding, and look at the folder at different moments
         start_process(embedder.device)
@@ -50,14 +52,17 @@ def up_to_date_index(pictures, embedder, progress=True):
     about = Index(
         embedder.fingerprint,
         model_stamps(embedder.checkpoint),
-        sources=pictures.sources,
+        sources=pictures.sources or known.sources,
         splits=pictures.splits,
         bank=embedder.bank_stamp,
     )
 
     # What is known, and what is new?
-    stamps = {name: stamp(os.path.join(pictures.root, name)) for name in names}
+    stamps = pictures.stamps or {name: stamp(os.path.join(pictures.root, name)) for name in names}
     entries = known_entries(known, stamps, pictures.root)
+    if check:
+        for name in from_first_process(pictures_that_changed(entries, known, pictures.root)):
+            del entries[name]
     new = from_first_process([name for name in stamps if name not in entries])
 
     # Embed what is new, a part at a time.
@@ -106,8 +111,12 @@ def compute_beside_others(embedder):
 
 def index_of_this_model(index_file, embedder):
     """Return the `Index` that is kept, with penalties by the model's bank; an empty one where it is another model's."""
-    index = index_file.read()
-    embedder.recall_fingerprint(index.model_files, index.model)
+    stamps = model_stamps(embedder.checkpoint)
+    index = index_file.read(lambda index: index.model_files == stamps)
+    if index.model:
+        embedder.recall_fingerprint(index.model_files, index.model)  # the checkpoint need not be read to know it
+    else:  # it may have been copied here
+        index = index_file.read(lambda index: index.model == embedder.fingerprint)
     width = embedder.config.embedding_dim
     if index.model != embedder.fingerprint or index.embeddings.shape[1] != width:
         index = Index(embeddings=np.empty((0, width), np.float16))
