@@ -18,6 +18,7 @@ import tyro
 
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
+from support.source import Source
 
 Split = Literal["train", "dev", "test"]
 
@@ -29,7 +30,10 @@ class Config:
     preset: tyro.conf.Suppress[str] = "flickr8k"
 
     # data
-    data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt, or shards of it: data/README.md
+    data_dir: Path = Path("data/flickr8k")  # folder of captioned photos, captions file, or shards: data/README.md
+    image_dir: Path | None = None  # folder of the photos; None: found in --data-dir
+    image_column: str | None = None  # in a table of captions, the column that names the photo; None: known by its name
+    caption_column: str | None = None  # and the one that holds the caption
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
     crop_scale: float = 0.6  # smallest part of a photo's area that a training crop keeps; 1: no crops
     flip: bool = True  # mirror half of the training photos; --no-flip: none, where captions say left and right
@@ -103,6 +107,11 @@ class Config:
             if self.freeze in (tower, "both") and not self.is_pretrained(tower):
                 raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
                                 f"name a pretrained tower with --{tower}-encoder, and add --pretrained")
+
+    @property
+    def source(self):
+        """Where the pairs come from: a `support.source.Source`."""
+        return Source(self.data_dir, self.image_dir, self.image_column, self.caption_column)
 
     def is_pretrained(self, tower):
         """Return whether a tower, image or text, starts from pretrained weights."""
@@ -209,6 +218,9 @@ class EvaluateConfig:
 
     checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     data_dir: Path | None = None  # dataset folder; None: the one the model was trained on
+    image_dir: Path | None = None  # with --data-dir: folder of the photos; None: found in it
+    image_column: str | None = None  # with --data-dir: as in training
+    caption_column: str | None = None  # with --data-dir: as in training
     split: Split = "test"  # photos to measure on
     json: Path | None = None  # also write the figures to this file
     compare: tuple[Path, Path] | None = None  # two checkpoints A B: their recall, the difference, its 95 % interval
@@ -228,8 +240,16 @@ class EvaluateConfig:
             raise UserError("--compare A B names both checkpoints: leave --checkpoint out")
         if (self.zero_shot or self.linear_probe) and (self.data_dir or self.split != EvaluateConfig.split):
             raise UserError("--zero-shot and --linear-probe name their own pictures: leave --data-dir and --split out")
+        named = [name for name in ("image_dir", "image_column", "caption_column") if getattr(self, name) is not None]
+        if named and not self.data_dir:
+            raise UserError(f"--{named[0].replace('_', '-')} goes with --data-dir: add it")
         if self.templates and not self.zero_shot:
             raise UserError("--templates are the prompts of --zero-shot DIR: add it")
+
+    @property
+    def source(self):
+        """Where the pairs come from that --data-dir names: a `support.source.Source`."""
+        return Source(self.data_dir, self.image_dir, self.image_column, self.caption_column)
 
 
 @dataclass(frozen=True)

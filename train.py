@@ -217,7 +217,6 @@ def training_pairs(model, table, config, known, captions_per_photo):
     tower = model.text_encoder
     return CaptionDataset(
         table,
-        config.data_dir,
         tower.tokenizer,
         transform,
         size,
@@ -283,7 +282,7 @@ def precompute(model, table, config, frozen, split):
     if frozen in ("image", "both"):
         image_features = photo_features(model, table, config.data_dir, config.workers)
     elif split != "train" or not is_sharded(config.data_dir):
-        photos = Photos(paths_of(table, config.data_dir), model.config.image_size)
+        photos = Photos(paths_of(table), model.config.image_size)
         decoded = decode_once(photos, config.data_dir, split)
     if frozen in ("text", "both"):
         text_features = caption_features(model, table, config.data_dir)
@@ -292,7 +291,7 @@ def precompute(model, table, config, frozen, split):
 
 def photo_features(model, table, data_dir, workers=0):
     """Return (N, F), what the image tower makes of the photos of a table, each as a whole."""
-    paths = paths_of(table, data_dir)
+    paths = paths_of(table)
     size = model.config.image_size
 
     def embed():
@@ -335,7 +334,7 @@ def measure_on_dev(model, phase, table, config):
     """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
     model.eval()
     copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(model, table, config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
+    dev = embed_split(model, table, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
     if dev.faults:
         raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
@@ -414,7 +413,7 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, lines = load_usable_splits(config.data_dir, config.split_seed, open_train_photos)
+    splits, lines = load_usable_splits(config.source, config.split_seed, open_train_photos)
     print("\n".join(map(shown, lines)))
     return splits
 
@@ -438,7 +437,7 @@ def finish(run, average, splits, config):
     embedded = {}
     for split in ("dev", "test"):
         if split in splits and len(splits[split]):
-            embedded[split] = embed_split(best, splits[split], config.data_dir, EMBEDDED_AT_ONCE, config.workers)
+            embedded[split] = embed_split(best, splits[split], EMBEDDED_AT_ONCE, config.workers)
     reports = {split: report_of(measured) for split, measured in embedded.items()}
     split = "test" if "test" in reports else "dev"
     photos = reports[split]["images"]

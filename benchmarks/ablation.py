@@ -191,7 +191,7 @@ def ancestors(flags, splits, config, **repairs):
                                    flags.epochs, config.seed)
     config = seed_recipe.config_of(flags)
     model, history = seed_recipe.train(flags, splits, config, **repairs)
-    report = report_of(embed_split(model, splits["dev"], config.data_dir, 64))
+    report = report_of(embed_split(model, splits["dev"], 64))
     return report, sum(row["seconds"] for row in history)
 
 

@@ -60,7 +60,7 @@ def set_up(folder, flags, **changes):
     table = pd.DataFrame({"image": [f"{row}.jpg" for row in range(flags.photos)], "caption": CAPTION})
     transform = train_transform(size, config.crop_scale, config.flip)
     known = Precomputed(DecodedPhotos(path, size))
-    pairs = CaptionDataset(table, folder, model.text_encoder.tokenizer, transform, size, 64, known=known)
+    pairs = CaptionDataset(table, model.text_encoder.tokenizer, transform, size, 64, known=known)
     pin = model.logit_scale.device.type == "cuda"
     return model, [training_loader(pairs, count, flags.workers, pin) for count in flags.batch_sizes]
 

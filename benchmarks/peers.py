@@ -289,7 +289,7 @@ def measure(flags):
 
     table = load_splits(flags.data_dir)["train"]
     one_caption_each = table.drop_duplicates("image")
-    files = paths_of(table, flags.data_dir)
+    files = paths_of(table)
     squares = [torch.from_numpy(read_square(file, SIZE)) for file in files[: flags.batch_size]]
     pixels = torch.stack(squares).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
     batch = way.batch(pixels, list(one_caption_each["caption"][: flags.batch_size]))

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import tyro
 
-from dataset import image_path, inspect_dataset, load_splits
+from dataset import inspect_dataset, load_splits, paths_of
 from support.errors import UserError, one_line_errors
 from support.progress import with_progress
+from support.source import Source
 from support.tars import PICTURES, is_sharded
 
 
@@ -32,6 +33,9 @@ def write_shards(
     photos: int = 1000,
     seed: int = 0,
     split_seed: int = 0,
+    image_dir: Path | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
 ) -> None:
     """Write a dataset folder (data/README.md) as shards: train-00000.tar, …, dev-00000.tar, …, test-00000.tar, …
 
@@ -41,6 +45,9 @@ def write_shards(
         photos: how many a shard holds at most; 100 MB to 1 GB a shard read well.
         seed: shuffles the train photos, so that each shard is a fair sample of them.
         split_seed: draws dev and test where the folder has no split lists, as in training.
+        image_dir: the folder of the photos, where it is not found in the dataset folder.
+        image_column: in a table of captions, the column that names the photo.
+        caption_column: and the one that holds the caption.
     """
     if is_sharded(data_dir):
         raise UserError(f"{data_dir} is sharded already: name a dataset folder")
@@ -48,8 +55,9 @@ def write_shards(
         raise UserError(f"--photos {photos} cannot be: it must be at least 1")
     if out.exists():
         raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
-    splits = load_splits(data_dir, split_seed)
-    report = inspect_dataset(data_dir, split_seed)
+    source = Source(data_dir, image_dir, image_column, caption_column)
+    splits = load_splits(source, split_seed)
+    report = inspect_dataset(source, split_seed)
     for name in report.missing:
         print(f"left out: {name} (missing)")
     for name, reason in report.unreadable.items():
@@ -62,11 +70,11 @@ def write_shards(
         folder.mkdir()
         for split, table in splits.items():
             usable = table[~table["image"].isin(report.unusable)]
-            captions = usable.groupby("image", sort=False)["caption"].apply(list)
-            names = list(captions.index)
+            captions = usable.groupby("path", sort=False)["caption"].apply(list)
+            paths = paths_of(usable)
             if split == "train":
-                random.Random(seed).shuffle(names)
-            samples = [(image_path(data_dir, name), captions[name]) for name in names]
+                random.Random(seed).shuffle(paths)
+            samples = [(path, captions[str(path)]) for path in paths]
             counts[split] = write_split(folder, split, samples, photos)
         folder.rename(out)  # in one step, so an interrupted run leaves no half of the shards
 

@@ -22,6 +22,7 @@ class DataReport:
     """Names of photos, by what is wrong with them."""
 
     missing: list = field(default_factory=list)  # in the captions, but not in the folder
+    renamed: list = field(default_factory=list)  # "a.JPG is a.jpg"
     unreadable: dict = field(default_factory=dict)  # name: reason
     without_captions: list = field(default_factory=list)  # listed in a split, or lying in a shard
     in_no_split: list = field(default_factory=list)
@@ -34,14 +35,17 @@ class DataReport:
         return {*self.missing, *self.unreadable}
 
 
-def report_on(captioned, there, splits):
+def report_on(captions, splits):
     """Return a `DataReport` of names alone; `open_photos` looks into the files.
 
-    captioned: the names in the captions. there: those of them whose file exists. splits: {split: [name]}.
+    captions: `support.captions.Captions`. splits: {split: [name]}.
     """
+    captioned = set(captions.paths)
+    there = captioned - captions.missing
     listed = [name for names in splits.values() for name in names]
     return DataReport(
-        missing=sorted(captioned - there),
+        missing=sorted(captions.missing),
+        renamed=sorted(f"{written} is {name}" for written, name in captions.renamed.items()),
         without_captions=sorted(set(listed) - captioned),
         in_no_split=sorted(there - set(listed)),
         in_two_splits=sorted(name for name, count in Counter(listed).items() if count > 1),
@@ -75,34 +79,27 @@ def add_shard_faults(report, data_dir):
         report.unreadable |= cut_off
 
 
-def refuse_if_mostly_unusable(report, names_of_split, data_dir):
+def refuse_if_mostly_unusable(report, names_of_split, captions, data_dir):
     """Raise UserError if more than half of all photos, or of those of a split, are missing or unreadable."""
-    everything = set(report.missing).union(*names_of_split.values())
+    everything = captions.missing.union(*names_of_split.values())
     for part, names in {**names_of_split, "all splits": everything}.items():
         bad = sorted(names & report.unusable)
         if len(bad) > MOST_UNUSABLE * len(names):
-            refuse_without_images(report, data_dir)
             raise UserError(
                 f"{data_dir}: of {len(names):,} photos in {part}, {len(bad):,} are missing or unreadable "
-                f"({some_of(bad)}), more than {MOST_UNUSABLE:.0%}: look whether Images/ is whole, and is the one that "
-                "captions.txt speaks of"
+                f"({some_of(bad)}), more than {MOST_UNUSABLE:.0%}: {what_to_do(bad[0], captions)}"
             )
 
 
-def refuse_without_images(report, data_dir):
-    """Raise UserError if photos are missing for one of two reasons that many folders have."""
-    folder = Path(data_dir) / "Images"
-    if is_sharded(data_dir):
-        return
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: put the photos there (the capital letter counts)")
-    for name in report.missing:
-        found = sorted(folder.glob(f"{glob.escape(name)}.*"))
-        if found:
-            raise UserError(
-                f"{data_dir}: the captions speak of {name!r}, and the photo is called {found[0].name!r}: write names "
-                "with their ending"
-            )
+def what_to_do(name, captions):
+    """Return what should be looked at, because of a photo that cannot be used."""
+    path = Path(captions.paths[name])
+    with_ending = sorted(path.parent.glob(f"{glob.escape(path.name)}.*"))
+    if name in captions.missing and with_ending:
+        return f"the captions speak of {name!r}, and the photo is called {with_ending[0].name!r}: write whole names"
+    if name in captions.missing:
+        return f"{name} was looked for as {path}: put the photos there, or say --image-dir DIR"
+    return "are these the photos that the captions speak of?"
 
 
 def refuse_if_too_few(splits, lines, data_dir):
@@ -130,6 +127,7 @@ def report_lines(report, splits, data_dir):
     for what, names in (
         ("missing, left out", report.missing),
         ("unreadable, left out", list(report.unreadable.values())),
+        ("named with other capitals or accents, taken all the same", report.renamed),
         ("listed, but without captions", report.without_captions),
         ("in no split, not used", report.in_no_split),
         ("in two splits, not trained on", report.in_two_splits),

@@ -30,8 +30,9 @@ def is_sharded(data_dir):
 
 
 def dataset_folder(data_dir):
-    """Return the folder that a dataset lies in, and where what is kept of it goes: of shards their own folder."""
-    return Path(data_dir).parent if is_sharded(data_dir) else Path(data_dir)
+    """Return the folder that a dataset lies in, and where what is kept of it goes: of shards, or a file, their own."""
+    is_folder = not is_sharded(data_dir) and not Path(data_dir).is_file()
+    return Path(data_dir) if is_folder else Path(data_dir).parent
 
 
 def tar_of(path):

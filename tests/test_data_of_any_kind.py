@@ -63,9 +63,9 @@ def test_a_well_formed_table_is_read_back_as_it_was_written(tmp_path, rows, mark
         with pytest.raises(UserError, match="holds no captions"):
             load_splits(folder)
         return
-    assert [tuple(row) for row in read_captions(folder).itertuples(index=False)] == expected
+    assert [tuple(row) for row in read_captions(folder)[["image", "caption"]].itertuples(index=False)] == expected
     splits = load_splits(folder)
-    read = [tuple(row) for table in splits.values() for row in table.itertuples(index=False)]
+    read = [(row.image, row.caption) for table in splits.values() for row in table.itertuples()]
     assert sorted(read) == sorted(expected)  # each photo in one split, with all of its captions
     assert sum(table["image"].nunique() for table in splits.values()) == len({name for name, _ in expected})
 
@@ -88,17 +88,17 @@ def test_whatever_bytes_a_captions_file_holds_it_is_a_table_or_one_line(tmp_path
     (folder / file).write_bytes(start + b"".join(pieces))
     try:
         for table in load_splits(folder).values():
-            assert all(caption.strip() and name for name, caption in table.itertuples(index=False))
+            assert all(row.caption.strip() and row.image for row in table.itertuples())
         inspect_dataset(folder)
     except UserError as error:
         assert file in str(error)
 
 
 @pytest.mark.parametrize("content, complaint", [
-    ("image,caption\na.jpg,b\n".encode("utf-16"), "captions.txt line 1: not UTF-8"),
+    ("image,caption\na.jpg,b\n".encode("utf-16")[:-1], "captions.txt line 2: not UTF-16"),
     ("image,caption\na.jpg,b\nc.jpg,caf\u00e9\n".encode("latin-1"), "captions.txt line 3: not UTF-8"),
-    (b'"image"x,caption\na.jpg,b\n', "captions.txt line 1: "),
-    (b"a.jpg,b\n", "line 1: the header must be image,caption"),
+    (b'"image"x,caption\na.jpg,b\n', "captions.txt line 1 "),
+    (b"a.jpg,b\n", "line 1 names no image"),
     (b"image,caption\na\0.jpg,b\n", "line 2: .* must be a file name inside"),
     (b"image,caption\nb.jpg," + b"a" * 200_000 + b"\n", "line 2: field larger"),
 ])
@@ -113,7 +113,7 @@ def test_names_that_differ_by_case_are_two_photos_and_a_name_too_long_is_none(tm
     (tmp_path / "Images" / "a.jpg").touch()
     (tmp_path / "Images" / "A.jpg").touch()
     (tmp_path / "captions.txt").write_text(f"image,caption\na.jpg,x\nA.jpg,x\na.jpg,x\n{'b' * 300}.jpg,x\n")
-    read = [tuple(row) for table in load_splits(tmp_path).values() for row in table.itertuples(index=False)]
+    read = [(row.image, row.caption) for table in load_splits(tmp_path).values() for row in table.itertuples()]
     assert sorted(read) == [("A.jpg", "x"), ("a.jpg", "x"), ("a.jpg", "x")]  # a row that stands twice counts twice
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT, fork_context, run_as_torchrun, run_script, save_image
 from torch.multiprocessing.spawn import start_processes
 
 from config import PRESETS
-from dataset import CaptionDataset, image_loader, image_path, load_splits, training_loader
+from dataset import CaptionDataset, image_loader, load_splits, training_loader
 from models import CLIP, embed_images, embed_texts
 from search.index import INDEX_NAME
 from support.errors import UserError
@@ -82,7 +82,7 @@ def embedded(model, paths, texts):
 @pytest.mark.parametrize("world", [2, 4])
 def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path, sample_dir, model, world):
     table = load_splits(sample_dir)["dev"]
-    paths = [image_path(sample_dir, name) for name in table["image"].unique()[:9]]
+    paths = [sample_dir / "Images" / name for name in table["image"].unique()[:9]]
     paths[5] = tmp_path / "gone.jpg"
     alone = embedded(model, paths, list(table["caption"][:11]))
     assert alone[1].tolist() == [0, 1, 2, 3, 4, 6, 7, 8] and alone[2] == [5]
@@ -94,7 +94,7 @@ def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path,
 def test_fewer_photos_than_processes_are_one_line(monkeypatch, sample_dir, model):
     monkeypatch.setenv("WORLD_SIZE", "4")
     table = load_splits(sample_dir)["dev"].head(15)  # the captions of three photos
-    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
+    pairs = CaptionDataset(table, model.text_encoder.tokenizer, None, 32, 32)
     with pytest.raises(UserError, match="3 training photos are too few for 4 processes"):
         training_loader(pairs, 32)
 
