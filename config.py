@@ -213,6 +213,30 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class DatasetConfig:
+    """Look at captions and photos without training: print what is remarkable, and draw report.png."""
+
+    data_dir: tyro.conf.Positional[Path | None] = None  # as in training; None: data/flickr8k if it is there, or sample
+    image_dir: Path | None = None  # folder of the photos; None: found in the dataset folder
+    image_column: str | None = None  # in a table of captions, the column that names the photo; None: known by its name
+    caption_column: str | None = None  # and the one that holds the caption
+    split_seed: int = 0  # draws dev and test where the data has no split lists
+    text_encoder: str = "scratch"  # whose words the captions are read in; scratch: their own
+    max_tokens: int = Config.max_tokens  # longer captions are cut
+    batch_size: int = Config.batch_size  # photos a step
+    image_size: int = 224  # pixels a side that the image tower looks at
+    output: Path = Path("report.png")  # the picture
+
+    @property
+    def source(self):
+        """Where the pairs come from: a `support.source.Source`."""
+        presets = [preset.data_dir for preset in (PRESETS["flickr8k"], PRESETS["sample"])]
+        there = [folder for folder in presets if folder.is_dir()]
+        data_dir = self.data_dir or (there or presets)[0]
+        return Source(data_dir, self.image_dir, self.image_column, self.caption_column)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text; or classification."""
 
@@ -336,7 +360,7 @@ class AppConfig:
 
 
 def parse(kind, argv=None):
-    """Read the flags of `evaluate.py`, `inference.py` or `app.py` into `kind`."""
+    """Read the flags of `dataset.py`, `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
         return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 

@@ -1,5 +1,7 @@
 """From a captions file to batches: the way of one photo and its captions.
 
+    python dataset.py DIR        # what is remarkable about a dataset, and report.png, without training
+
     captions.txt ─ read_captions ─> table (image, caption, path) ─ load_splits ─> train / dev / test
     one photo    ─ read_square ─> (S, S, 3) uint8 ─ train_transform ─> (S, S, 3) uint8 ┐
     one caption  ─ tokenize ────> token ids                                            ┴ collate ─> Batch
@@ -9,8 +11,11 @@ move, and one place that knows the mean and the standard deviation that a tower 
 """
 
 import support  # noqa: F401 - first of all, because it keeps the libraries quiet
+from config import Config, DatasetConfig, parse
+from support.errors import UserError, one_line_errors, shown
 
-# isort: split
+if __name__ == "__main__":
+    FLAGS = parse(DatasetConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
 
 import hashlib
 import random
@@ -27,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from transformers import AutoTokenizer
 
 from support.caption_tables import read_text
 from support.captions import captions_of
@@ -38,13 +44,16 @@ from support.data_report import (
     report_lines,
     report_on,
 )
-from support.errors import UserError
+from support.doctor import findings
+from support.hub import loading
 from support.images import read_image
 from support.interruptions import leave_quietly
+from support.plots import draw_data_report
 from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
 from support.source import as_source
 from support.stream import ShardStream
 from support.tars import dataset_folder, is_sharded, tar_of
+from support.wordpiece import train_tokenizer
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
@@ -60,7 +69,8 @@ SPLIT_FILES = {
 def read_captions(data_dir):
     """Read the captions of a dataset into a table, a row each, in file order.
 
-    Columns: image, the photo's name; caption; path, where the photo lies.
+    Columns: image, the photo's name; caption; path, where the photo lies; original, the name of the first photo that is
+    equal byte for byte, where that is known, and else its own.
     A dataset is a folder with captions in one of many forms (support/captions.py), or a captions file in it; or a
     pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md); or a `support.source.Source`, which also says
     what the flags say. So it is with every `data_dir` here and below. Raises UserError, with file and line for a row
@@ -73,6 +83,7 @@ def table_of(captions):
     """Return `support.captions.Captions` as the table that `read_captions` describes."""
     table = pd.DataFrame([(row.image, row.caption) for row in captions.rows], columns=["image", "caption"])
     table["path"] = table["image"].map(captions.paths)
+    table["original"] = table["image"]  # `load_usable_splits` looks into the files, and knows better
     return table
 
 
@@ -163,7 +174,7 @@ def split_table(data_dir, split, split_seed=0):
 
 
 def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
-    """Return the tables of `load_splits` without photos that are missing or unreadable, and lines that report on it.
+    """Return the tables of `load_splits` without photos that are missing or unreadable, and a `DataReport` on it.
 
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
     looked into: a stream of shards skips bad photos as it meets them.
@@ -178,11 +189,13 @@ def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
     data_dir = as_source(data_dir).data_dir
     names_of_split = {split: set(table["image"]) for split, table in splits.items()}
     refuse_if_mostly_unusable(report, names_of_split, captions, data_dir)
+    first_copy = {name: names[0] for names in report.duplicates for name in names}
     for split, names in names_of_split.items():
         splits[split] = rows_of_images(splits[split], names - report.unusable)
-    lines = [captions.description(), *report_lines(report, splits, data_dir)]
-    refuse_if_too_few(splits, lines, data_dir)
-    return splits, lines
+        splits[split]["original"] = [first_copy.get(name, name) for name in splits[split]["image"]]
+    report.lines = [captions.description(), *report_lines(report, splits, data_dir)]
+    refuse_if_too_few(splits, report.lines, data_dir)
+    return splits, report
 
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
@@ -197,7 +210,7 @@ def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
     to_open = {name for names in splits.values() for name in names} & (captions.paths.keys() - captions.missing)
     if not open_train_photos:
         to_open -= set(splits.get("train", []))
-    open_photos(report, {name: Path(captions.paths[name]) for name in to_open})
+    open_photos(report, {name: Path(captions.paths[name]) for name in to_open}, splits)
     add_shard_faults(report, as_source(data_dir).data_dir)
     return report
 
@@ -307,6 +320,8 @@ class Batch(NamedTuple):
     """
 
     photo_rows: torch.Tensor  # (B,) which photos of the split these are, to name them where something goes wrong
+    photo_ids: torch.Tensor  # (B,) equal where photos are equal byte for byte: the loss must not tell them apart
+    caption_ids: torch.Tensor  # (B, K) equal where captions are equal
     pixels: torch.Tensor | None  # (B, 3, S, S) uint8
     input_ids: torch.Tensor | None  # (B, K, T)
     attention_mask: torch.Tensor | None  # (B, K, T), 1 for tokens and 0 for padding
@@ -330,6 +345,7 @@ class Item(NamedTuple):
     """One photo and K of its captions, as an epoch shows them."""
 
     photo_row: int  # of the photo in its split
+    caption_rows: list  # of its K captions there
     image: np.ndarray | torch.Tensor  # (S, S, 3) uint8 pixels, or (F,) features
     texts: list | torch.Tensor  # K lists of token ids, or (K, F) features
 
@@ -340,6 +356,17 @@ def captions_of_photos(table):
     for row, name in enumerate(table["image"]):
         rows[name].append(row)
     return list(rows.values())
+
+
+def originals_of(table):
+    """Return for each photo, in the order in which they first appear, the name of the first that is equal to it."""
+    return table.drop_duplicates("image")["original"]
+
+
+def numbers_of_equals(values):
+    """Return (N,) numbers, the same one for equal values."""
+    number_of = {}
+    return torch.tensor([number_of.setdefault(value, len(number_of)) for value in values])
 
 
 @lru_cache(maxsize=1)
@@ -378,6 +405,8 @@ class CaptionDataset(Dataset):
         self.captions_per_photo = min(captions_per_photo, max(1, there_are))
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
+        self.photo_ids = numbers_of_equals(originals_of(table))  # (N,)
+        self.caption_ids = numbers_of_equals(map(tuple, self.token_ids))  # (M,) equal for the tower, cut as they are
         self.transform = transform
         self.known = known
         self.seed = seed
@@ -410,7 +439,7 @@ class CaptionDataset(Dataset):
             texts = self.known.text_features[caption_rows]
         else:
             texts = [self.token_ids[row] for row in caption_rows]
-        return Item(photo_row, image, texts)
+        return Item(photo_row, caption_rows, image, texts)
 
     def drawn_captions(self, photo_row, draw):
         """Return the rows of K captions of a photo: the one that a random number names, and those that follow it.
@@ -428,11 +457,13 @@ class CaptionDataset(Dataset):
             image = self.known.image_features[0]
         if self.known.text_features is not None:
             texts = self.known.text_features[[0] * self.captions_per_photo]
-        return self.collate([Item(0, image, texts)] * photo_count)
+        return self.collate([Item(0, [0] * self.captions_per_photo, image, texts)] * photo_count)
 
     def collate(self, items):
         """Stack items into a `Batch`."""
-        photo_rows, images, texts = zip(*items, strict=True)
+        photo_rows, caption_rows, images, texts = zip(*items, strict=True)
+        photo_rows = torch.tensor(photo_rows)  # (B,)
+        caption_rows = torch.tensor(caption_rows)  # (B, K)
         pixels = input_ids = attention_mask = image_features = text_features = None
         if self.known.image_features is None:
             # (B, S, S, 3) -> (B, 3, S, S): in this memory order, torch's channels_last, convolutions are fastest
@@ -445,7 +476,11 @@ class CaptionDataset(Dataset):
             attention_mask = attention_mask.unflatten(0, (len(items), -1))
         else:
             text_features = torch.stack(texts)  # (B, K, F)
-        return Batch(torch.tensor(photo_rows), pixels, input_ids, attention_mask, image_features, text_features)
+        photo_ids = self.photo_ids[photo_rows]
+        caption_ids = self.caption_ids[caption_rows]
+        return Batch(
+            photo_rows, photo_ids, caption_ids, pixels, input_ids, attention_mask, image_features, text_features
+        )
 
 
 def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards=0):
@@ -538,3 +573,40 @@ def image_loader(paths, size, batch_size, workers=0, decoded=None):
         worker_init_fn=leave_quietly,
         multiprocessing_context=start_of_workers(workers),
     )
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(flags):
+    if flags.output.suffix.lower() not in (".png", ".jpg", ".pdf"):
+        raise UserError(f"--output {flags.output}: choose a name that ends in .png, .jpg or .pdf")
+    splits, report = load_usable_splits(flags.source, flags.split_seed)
+    table = splits["train"]
+    tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
+    told = findings(table, report, tokenizer, flags.max_tokens, flags.batch_size, flags.image_size)
+    print("\n".join(map(shown, report.lines + told)))
+
+    # Nine photos as the model would be shown them: squeezed, cropped and mirrored, with captions as their tokens say.
+    transform = train_transform(flags.image_size, Config.crop_scale, Config.flip)
+    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, flags.max_tokens)
+    shown_pairs = []
+    for row in np.random.default_rng(0).permutation(len(pairs))[:9]:
+        item = pairs.item(row)
+        shown_pairs.append((item.image, tokenizer.decode(item.texts[0], skip_special_tokens=True)))
+    lengths = [len(ids) for ids in pairs.token_ids]
+    draw_data_report(shown_pairs, lengths, report.sizes, table["caption"], flags.output)
+    print(f"wrote {flags.output}")
+
+
+def tokenizer_called(name, captions, max_tokens):
+    """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    if name == "scratch":
+        return train_tokenizer(captions, max_tokens)
+    with loading("text", name, pretrained=True):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(FLAGS)

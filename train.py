@@ -15,6 +15,7 @@ worst-dev.png.
 """
 
 from config import PRESETS, Config, parse_train
+from support.doctor import findings
 from support.errors import one_line_errors
 from support.interruptions import heed_signals
 
@@ -93,8 +94,9 @@ def train_one_epoch(model, average, phase, run, epoch, config):
             image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) and (B, K, D), unit length
         # For each k, the (B, B) similarities of all photos with their captions number k: in row i the right text is
         # number i, in column i the right image is. The loss is the mean over the K matrices. With several processes, B
-        # counts the photos of all. In float32: a softmax over similarities needs the digits.
-        loss = model.loss(image_embeddings, text_embeddings)
+        # counts the photos of all. In float32: a softmax over similarities needs the digits. By their ids equal photos
+        # and equal captions are known, which must not be pushed apart.
+        loss = model.loss(image_embeddings, text_embeddings, batch.photo_ids, batch.caption_ids)
 
         phase.optimizer.zero_grad(set_to_none=True)
         # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it does nothing.
@@ -357,7 +359,7 @@ def main(config, first_line=""):
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         print(first_line)
-        splits = load_data(config)
+        splits, report = load_data(config)
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
@@ -366,6 +368,8 @@ def main(config, first_line=""):
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
         model.to(device, memory_format=torch.channels_last)
+        for line in remarks_on_data(model, splits["train"], report, config):
+            print(line, flush=True)
         average = RunningMean(model, config.averaging)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
@@ -403,7 +407,7 @@ def main(config, first_line=""):
 
 
 def load_data(config):
-    """Return the captions table of each split, without photos that cannot be used; prints what is amiss."""
+    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that."""
     if config.epoch_shards and not is_sharded(config.data_dir):
         raise UserError(f"--epoch-shards counts shards, and {config.data_dir} is a folder: leave it out")
     with one_process_at_first():
@@ -413,9 +417,16 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, lines = load_usable_splits(config.source, config.split_seed, open_train_photos)
-    print("\n".join(map(shown, lines)))
-    return splits
+    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos)
+    print("\n".join(map(shown, report.lines)))
+    return splits, report
+
+
+def remarks_on_data(model, table, report, config):
+    """Return lines on what captions and photos of train mean for these towers: the doctor speaks before the loss."""
+    tower = model.text_encoder
+    size = model.config.image_size
+    return findings(table, report, tower.tokenizer, tower.max_tokens, config.batch_size, size)
 
 
 def heads_learn_first(config):

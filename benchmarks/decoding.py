@@ -82,6 +82,8 @@ def main(flags):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "Images").symlink_to(flags.photos.resolve())
         table = pd.DataFrame({"image": [path.relative_to(flags.photos).as_posix() for path in paths]})
+        table["path"] = [f"{folder}/Images/{name}" for name in table["image"]]
+        table["original"] = table["image"]
         table["caption"] = "Two people sit near the beach ."
         tokenizer = train_tokenizer(table["caption"], 64)
         decoded = decode_once(Photos(paths_of(table), flags.size), folder, "benchmark")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.near_duplicates import LOOK_WIDTH
 from support.files import writable, write_file
+from support.looks import LOOK_WIDTH
 
 INDEX_NAME = ".clip-index.safetensors"  # in a folder of pictures
 SPLIT_INDEX_NAME = ".clip-index-{}.safetensors"  # in a dataset, of one of its splits; beside tars, of these

@@ -7,12 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from support.errors import UserError
 from support.images import read_image
+from support.looks import ALIKE, look_of_picture, most_alike, size_of_picture
 from support.process import usable_cores
 from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
 
+LOOKED_AT = 500  # train photos that are compared with all others
+MOST_ALIKE = 0.3  # of the train photos that may have one that looks the same
 MOST_UNUSABLE = 0.5  # of the photos, of all or of a split, that may be missing or unreadable
 NAMED = 5  # photos of each kind that are named; they are all counted
 
@@ -28,6 +33,10 @@ class DataReport:
     in_no_split: list = field(default_factory=list)
     in_two_splits: list = field(default_factory=list)
     duplicates: list = field(default_factory=list)  # lists of names, equal byte for byte
+    leaks: list = field(default_factory=list)  # (name in dev or test, name in train) that look the same
+    alike: float = 0.0  # part of the train photos that have one that looks the same among them
+    sizes: Counter = field(default_factory=Counter)  # {(width, height): photos}
+    lines: list = field(default_factory=list)  # for people, of all this
 
     @property
     def unusable(self):
@@ -52,14 +61,17 @@ def report_on(captions, splits):
     )
 
 
-def open_photos(report, paths):
-    """Open photos, {name: path}, on all cores and at an eighth of their size, and add to a report what is wrong."""
+def open_photos(report, paths, splits):
+    """Open photos, {name: path}, on all cores and at an eighth of their size, and add to a report what is seen."""
     copies = defaultdict(list)  # hash of the bytes: names
+    looks = {}
 
     def open_photo(name):
         try:
             content = contents(paths[name])
-            read_image(paths[name], shrink_to=32, content=content)
+            pixels = read_image(paths[name], shrink_to=32, content=content)
+            looks[name] = look_of_picture(pixels)
+            report.sizes[size_of_picture(content)] += 1
             copies[hashlib.sha256(content).digest()].append(name)
         except OSError as error:
             report.unreadable[name] = str(error)
@@ -70,6 +82,26 @@ def open_photos(report, paths):
             pass
     report.unreadable = dict(sorted(report.unreadable.items()))
     report.duplicates = sorted(sorted(names) for names in copies.values() if len(names) > 1)
+    compare_looks(report, looks, splits)
+
+
+def compare_looks(report, looks, splits):
+    """Add to a report which photos look the same, by their {name: look}."""
+    held_out = [name for split in ("dev", "test") for name in splits.get(split, ()) if name in looks]
+    trained = [name for name in splits.get("train", ()) if name in looks and name not in set(held_out)]
+    if len(trained) < 2 or not held_out:
+        return
+    looks_of_train = np.stack([looks[name] for name in trained])  # (N, 192)
+
+    cosines, rows = most_alike(np.stack([looks[name] for name in held_out]), looks_of_train)
+    equal = {name for names in report.duplicates for name in names}  # these are told already
+    for name, cosine, row in zip(held_out, cosines, rows, strict=True):
+        if cosine >= ALIKE and not {name, trained[row]} <= equal:
+            report.leaks.append((name, trained[row]))
+
+    some = slice(0, LOOKED_AT)
+    cosines = np.sort(looks_of_train[some].astype(np.float32) @ looks_of_train.astype(np.float32).T, axis=1)
+    report.alike = float((cosines[:, -2] >= ALIKE).mean())  # the last is the photo itself
 
 
 def add_shard_faults(report, data_dir):
@@ -120,6 +152,7 @@ def report_lines(report, splits, data_dir):
     splits: the table of each split, without the photos that are left out.
     """
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
+    leaks = [f"{name} ({split_of.get(name)}) and {other} (train)" for name, other in report.leaks]
     copies = [" = ".join(f"{name} ({split_of[name]})" for name in names) for names in report.duplicates]
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
@@ -135,6 +168,16 @@ def report_lines(report, splits, data_dir):
     ):
         if names:
             lines.append(f"  {what}: {len(names):,} ({some_of(names)})")
+    if leaks:
+        lines.append(
+            f"  look the same in train and outside it, which flatters recall: {len(leaks):,} ({some_of(leaks)}): list "
+            f"both in one split, in {data_dir}/Flickr_8k.trainImages.txt and so on"
+        )
+    if report.alike > MOST_ALIKE:
+        lines.append(
+            f"  look alike: {report.alike:.0%} of the train photos have one that looks the same, as frames of a video "
+            "do: which of them is the right one is chance; leave copies out"
+        )
     dev = splits["dev"]["image"].nunique() if "dev" in splits else 0
     if 0 < dev < 20:
         lines.append(f"  dev has only {dev} photos: its recall means little, and picks the best epoch by chance")

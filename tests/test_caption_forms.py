@@ -259,11 +259,11 @@ def test_names_written_on_another_system_are_matched_and_told(tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n" + lines, encoding="utf-8")
     (tmp_path / "Flickr_8k.trainImages.txt").write_text("\n".join(written[:15]), encoding="utf-8")
     (tmp_path / "Flickr_8k.devImages.txt").write_text("\n".join(written[15:]), encoding="utf-8")
-    splits, lines = load_usable_splits(tmp_path)
+    splits, report = load_usable_splits(tmp_path)
     assert {split: len(table) for split, table in splits.items()} == {"train": 15, "dev": 6}
     assert set(splits["dev"]["image"]) == set(names[15:])
     told = "named with other capitals or accents, taken all the same: 21 (0.JPG is 0.jpg, "
-    assert any(told in line for line in lines)
+    assert any(told in line for line in report.lines)
 
 
 def test_a_name_that_two_files_could_mean_is_none_of_them(tmp_path):

@@ -18,6 +18,7 @@ from dataset import (
     image_loader,
     inspect_dataset,
     load_splits,
+    load_usable_splits,
     pad,
     read_captions,
     read_square,
@@ -384,7 +385,7 @@ def test_a_photo_is_shown_with_as_many_captions_as_are_asked_for(sample_dir):
 
 def test_a_photo_with_fewer_captions_shows_them_again():
     table = pd.DataFrame({"image": list("abaacc"), "caption": ["one", "two", "three", "four", "five", "six"]})
-    table["path"] = table["image"]
+    table["path"] = table["original"] = table["image"]
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, tokenizer, None, 32, 16, captions_per_photo=3)
     assert pairs.captions_of == [[0, 2, 3], [1], [4, 5]] and pairs.captions_per_photo == 2  # as most photos have
@@ -442,7 +443,7 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     """Captions of one photo need not stand together in the file."""
     names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:2]
     table = pd.DataFrame({"image": [names[1], names[0], names[1]], "caption": ["one", "two", "three"]})
-    table["path"] = table["image"]
+    table["path"] = table["original"] = table["image"]
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, tokenizer, train_transform(32), 32, 16)
     assert [path.name for path in pairs.photos.paths] == [names[1], names[0]]
@@ -460,3 +461,22 @@ def test_image_loader_reads_nested_and_odd_names(tmp_path, sample_dir):
     assert good == [0] and not bad
     assert (pixels[0].permute(1, 2, 0).numpy().astype(int) - expected).__abs__().mean() < 2
     assert os.path.exists(odd)
+
+
+def test_a_batch_says_which_photos_and_captions_are_equal(tmp_path, sample_dir):
+    """For the loss, which must not push them apart: equal to the tower, and so without regard to capitals here."""
+    source = sorted((sample_dir / "Images").iterdir())
+    (tmp_path / "Images").mkdir()
+    for name, original in (("a.jpg", 0), ("b.jpg", 0), ("c.jpg", 1), ("d.jpg", 2), ("e.jpg", 3)):
+        shutil.copy(source[original], tmp_path / "Images" / name)
+    captions = ["A dog runs", "Two cats", "a dog runs", "Snow", "Snow on a hill"]
+    rows_of_file = "".join(f"{name}.jpg,{caption}\n" for name, caption in zip("abcde", captions, strict=True))
+    (tmp_path / "captions.txt").write_text("image,caption\n" + rows_of_file)
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
+    (tmp_path / "Flickr_8k.devImages.txt").write_text("e.jpg\n")
+
+    splits, _ = load_usable_splits(tmp_path)
+    pairs = CaptionDataset(splits["train"], train_tokenizer(captions, 16), train_transform(32), 32, 16)
+    batch = pairs.collate([pairs.item(row) for row in range(4)])
+    assert batch.photo_ids.tolist() == [0, 0, 1, 2]
+    assert batch.caption_ids.tolist() == [[0], [1], [0], [2]]

@@ -47,11 +47,17 @@ def model(tower_flags):
 # ---------------------------------------------------------------- loss and gradients
 
 
+# Of eight photos with two captions each. Two photos are equal, which different processes hold, and two captions.
+PHOTO_IDS = torch.tensor([0, 1, 2, 3, 4, 5, 1, 7])
+CAPTION_IDS = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 1], [2, 5], [4, 3]])
+IDS = (PHOTO_IDS, CAPTION_IDS)
+
+
 def share_of_loss(model, images, texts):
     """The loss of this process's rows and its gradients: of the rows themselves and of the logit scale."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = [tensor.chunk(world)[rank].clone().requires_grad_() for tensor in (images, texts)]
-    loss = model.loss(*mine)
+    loss = model.loss(*mine, *(ids.chunk(world)[rank] for ids in IDS))
     return [loss.detach(), *torch.autograd.grad(loss, [*mine, model.logit_scale])]
 
 
@@ -60,7 +66,7 @@ def test_loss_and_gradients_of_several_processes_are_those_of_one(tmp_path, towe
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, loss=loss, max_tokens=32, **tower_flags))
     images = F.normalize(torch.randn(8, 16), dim=-1).requires_grad_()
     texts = F.normalize(torch.randn(8, 2, 16), dim=-1).requires_grad_()
-    whole = model.loss(images, texts)
+    whole = model.loss(images, texts, *IDS)
     expected = torch.autograd.grad(whole, [images, texts, model.logit_scale])
     shares = in_processes(tmp_path, world, share_of_loss, model, images.detach(), texts.detach())
     losses, of_images, of_texts, of_scale = zip(*shares, strict=True)
