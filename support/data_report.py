@@ -9,6 +9,7 @@ from pathlib import Path
 
 from support.errors import UserError
 from support.images import read_image
+from support.picture_kinds import skipped_lines
 from support.process import usable_cores
 from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
@@ -127,16 +128,16 @@ def report_lines(report, splits, data_dir):
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{data_dir}: {captions:,} captions; photos: {counts}"]
-    for what, names in (
-        ("missing, left out", report.missing),
-        ("unreadable, left out", list(report.unreadable.values())),
-        ("listed, but without captions", report.without_captions),
-        ("in no split, not used", report.in_no_split),
-        ("in two splits, not trained on", report.in_two_splits),
-        ("the same photo byte for byte", copies),
+    for what, photos, words in (
+        ("missing, left out", report.missing, report.missing),
+        ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),
+        ("listed, but without captions", report.without_captions, report.without_captions),
+        ("in no split, not used", report.in_no_split, report.in_no_split),
+        ("in two splits, not trained on", report.in_two_splits, report.in_two_splits),
+        ("the same photo byte for byte", copies, copies),
     ):
-        if names:
-            lines.append(f"  {what}: {len(names):,} ({some_of(names)})")
+        if photos:
+            lines.append(f"  {what}: {len(photos):,} ({some_of(words)})")
     dev = splits["dev"]["image"].nunique() if "dev" in splits else 0
     if 0 < dev < 20:
         lines.append(f"  dev has only {dev} photos: its recall means little, and picks the best epoch by chance")
