@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from support.camera_raw import read_raw
-from support.picture_kinds import HEIF, IMAGE_SUFFIXES, is_installed, is_raw, unread_kind, unread_reason
+from support.picture_kinds import HEIF, IMAGE_SUFFIXES, is_raw, is_there, unread_kind, unread_reason
 from support.tars import contents, tar_of
 
 # A small file can unpack to more than the memory holds. This is what decoding one picture may take: enough for 200
@@ -225,15 +225,20 @@ def formats():
     return [*names, "AVIF"] if features.check("avif") else names
 
 
-@functools.cache
 def heif_formats():
     """Return the formats that a HEIF file is read in: its reader is loaded when the first such file is met."""
-    if not is_installed(HEIF.library):
+    if not is_there(HEIF):
         return formats()
+    load_heif()
+    return ["HEIF"]
+
+
+@functools.cache
+def load_heif():
+    """Let Pillow open HEIF. Such a picture comes upright, and its EXIF is changed to say so."""
     import pillow_heif
 
-    pillow_heif.register_heif_opener()  # it turns pictures upright itself, and then says so in their EXIF
-    return ["HEIF"]
+    pillow_heif.register_heif_opener()
 
 
 def is_heif(start):

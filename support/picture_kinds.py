@@ -4,7 +4,6 @@ A name decides only whether a file is looked at, and what a person is told where
 read is told by its first bytes (support/images.py).
 """
 
-import functools
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,49 +43,60 @@ def to_be_converted(name):
 
 # Pillow knows some of these. Its readers of them are seldom used and seldom tested; for EPS it runs another program.
 # The one plugin for JPEG XL that has wheels for every system is under the GPL, and this repository under MIT.
-UNREAD_SUFFIXES = {
-    ".jxl": to_be_converted("JPEG XL"),
-    ".jp2": to_be_converted("JPEG 2000"),
-    ".j2k": to_be_converted("JPEG 2000"),
-    ".jpx": to_be_converted("JPEG 2000"),
-    ".psd": to_be_converted("Photoshop"),
-    ".psb": to_be_converted("Photoshop"),
-    ".xcf": to_be_converted("GIMP"),
-    ".kra": to_be_converted("Krita"),
-    ".eps": to_be_converted("PostScript"),
-    ".svg": to_be_converted("a drawing"),
-    ".exr": to_be_converted("OpenEXR"),
-    ".hdr": to_be_converted("Radiance HDR"),
-    ".tga": to_be_converted("Targa"),
-    ".ppm": to_be_converted("Netpbm"),
-    ".pgm": to_be_converted("Netpbm"),
-    ".pbm": to_be_converted("Netpbm"),
+NAMES_OF_UNREAD = {
+    ".jxl": "JPEG XL",
+    ".jp2": "JPEG 2000",
+    ".j2k": "JPEG 2000",
+    ".jpx": "JPEG 2000",
+    ".psd": "Photoshop",
+    ".psb": "Photoshop",
+    ".xcf": "GIMP",
+    ".kra": "Krita",
+    ".eps": "PostScript",
+    ".svg": "a drawing",
+    ".exr": "OpenEXR",
+    ".hdr": "Radiance HDR",
+    ".tga": "Targa",
+    ".ppm": "Netpbm",
+    ".pgm": "Netpbm",
+    ".pbm": "Netpbm",
 }
-IMAGE_SUFFIXES = PILLOW_SUFFIXES | HEIF_SUFFIXES | RAW_SUFFIXES | UNREAD_SUFFIXES.keys()
+
+
+def kinds():
+    """Return {suffix: Kind} of all pictures but those that Pillow reads."""
+    by_suffix = {suffix: HEIF for suffix in HEIF_SUFFIXES}
+    by_suffix |= {suffix: RAW for suffix in RAW_SUFFIXES}
+    for suffix, name in NAMES_OF_UNREAD.items():
+        by_suffix[suffix] = Kind(name, None, "to find {them} save {them} as JPEG")
+    return by_suffix
+
+
+KINDS = kinds()
+IMAGE_SUFFIXES = PILLOW_SUFFIXES | KINDS.keys()
 
 
 # ---------------------------------------------------------------- what is there to read them
 
 
-@functools.cache
-def is_installed(library):
-    """Return whether a library can be imported, without importing it."""
-    return find_spec(library) is not None
+def is_there(kind):
+    """Return whether what reads a kind of pictures is installed, without importing it."""
+    return kind.library is not None and find_spec(kind.library) is not None
 
 
 def readable_suffixes():
     """Return the suffixes of the files that can be read as long as they are whole."""
     suffixes = set(PILLOW_SUFFIXES)
-    if is_installed(HEIF.library):
+    if is_there(HEIF):
         suffixes |= HEIF_SUFFIXES
-    if is_installed(RAW.library):
+    if is_there(RAW):
         suffixes |= RAW_SUFFIXES
     return suffixes
 
 
 def readers():
     """Return what tells whether a file that could not be read may be readable by now: it is another text then."""
-    installed = [kind.library for kind in (HEIF, RAW) if is_installed(kind.library)]
+    installed = [kind.library for kind in (HEIF, RAW) if is_there(kind)]
     return " ".join([str(READING), *installed])
 
 
@@ -105,12 +115,10 @@ def is_raw(path):
 
 def unread_kind(path):
     """Return the `Kind` of a file, going by its name, if nothing that is installed reads it; else None."""
-    suffix = suffix_of(path)
-    if suffix in HEIF_SUFFIXES and not is_installed(HEIF.library):
-        return HEIF
-    if suffix in RAW_SUFFIXES and not is_installed(RAW.library):
-        return RAW
-    return UNREAD_SUFFIXES.get(suffix)
+    kind = KINDS.get(suffix_of(path))
+    if kind is None or is_there(kind):
+        return None
+    return kind
 
 
 def unread_reason(kind):
@@ -127,7 +135,7 @@ def skipped_lines(reasons):
     counts = Counter()
     others = []
     for file, reason in reasons.items():
-        kind = unread_kind(file)
+        kind = KINDS.get(suffix_of(file))
         if kind is not None and reason.endswith(unread_reason(kind)):  # the name stands before it
             counts[suffix_of(file), kind] += 1
         else:
