@@ -267,7 +267,8 @@ def with_eight_bits(image):
         numbers = np.array(image, dtype=np.float32)
         np.nan_to_num(numbers, copy=False, posinf=0)
         np.clip(numbers, 0, None, out=numbers)
-        numbers *= 255 / max(numbers.max(), 1e-9)
+        numbers /= max(numbers.max(), 1e-9)
+        numbers *= 255
         return Image.fromarray(numbers.astype(np.uint8))
     if image.has_transparency_data:
         return image if image.mode == "RGBA" else image.convert("RGBA")
