@@ -26,7 +26,7 @@ from support.errors import UserError, one_line_errors
 from support.images import read_image
 from support.picture_kinds import is_raw
 from support.progress import with_progress
-from support.tars import PICTURES, contents, is_sharded
+from support.tars import PICTURES, is_sharded
 
 
 def write_shards(
@@ -105,7 +105,7 @@ def write_tar(path, samples):
             suffix = photo.suffix.lower().removeprefix(".")
             if suffix not in PICTURES:
                 suffix = "jpg"  # a label: whoever decodes it looks at the bytes
-            picture = jpeg_of_raw(photo) if is_raw(photo) else contents(photo)
+            picture = jpeg_of_raw(photo) if is_raw(photo) else photo.read_bytes()
             text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
             for name, content in ((f"{key}.{suffix}", picture), (f"{key}.txt", text.encode())):
                 member = tarfile.TarInfo(name)

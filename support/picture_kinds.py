@@ -35,12 +35,6 @@ class Kind(NamedTuple):
 HEIF = Kind("HEIC", "pillow_heif", "to read {them} type pip install -e .")
 RAW = Kind("camera RAW", "rawpy", 'to read {them} type pip install -e ".[raw]"')
 
-
-def to_be_converted(name):
-    """Return the `Kind` of pictures that nothing here reads."""
-    return Kind(name, None, "to find {them} save {them} as JPEG")
-
-
 # Pillow knows some of these. Its readers of them are seldom used and seldom tested; for EPS it runs another program.
 # The one plugin for JPEG XL that has wheels for every system is under the GPL, and this repository under MIT.
 NAMES_OF_UNREAD = {
