@@ -34,6 +34,7 @@ class Index:
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has; {} for a folder.
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
     penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
+    readers: what there was to read pictures with (support/picture_kinds.py); None in earlier versions.
     """
 
     model: str = ""
@@ -46,6 +47,7 @@ class Index:
     usual: float | None = None
     bank: str | None = None
     penalties: np.ndarray | None = None
+    readers: str | None = None
     format: int = INDEX_FORMAT
 
     def about(self):
@@ -156,7 +158,14 @@ def map_rows(path, start, tensor):
 
 def check_about(about):
     """Raise an error unless these are values that `Index.about` could have given."""
-    kinds = {"usual": float | None, "bank": str | None, "model_files": dict, "sources": dict, "splits": list}
+    kinds = {
+        "usual": float | None,
+        "bank": str | None,
+        "readers": str | None,
+        "model_files": dict,
+        "sources": dict,
+        "splits": list,
+    }
     if about["format"] != INDEX_FORMAT or not re.fullmatch("[0-9a-f]{64}", about["model"]):
         raise ValueError("another format, or no fingerprint")
     for name, kind in kinds.items():

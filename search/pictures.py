@@ -1,6 +1,7 @@
 """Which pictures a gallery has: those of a folder, of tars, or of a split of the data that a model was trained on."""
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from search.index import INDEX_NAME, SPLIT_INDEX_NAME, IndexFile
 from support.errors import UserError
 from support.files import name_below, stamp
 from support.images import picture_names
+from support.picture_kinds import IMAGE_SUFFIXES, suffix_of
 from support.tars import dataset_folder, is_sharded, tar_pictures
 
 
@@ -36,10 +38,10 @@ def pictures_of_folder(folder, leave_out=None):
     name = str(folder)
     folder = Path(folder).expanduser()
     root = dataset_folder(folder)
-    if not root.exists():
-        raise UserError(f"--gallery {name}: there is no such folder")
+    if folder.is_file() and not is_sharded(folder):
+        raise UserError(words_on_a_file(folder))
     if not root.is_dir():
-        raise UserError(f"--gallery {name} is not a folder")
+        raise UserError(f"--gallery {name}: there is no such folder")
     if is_sharded(folder):
         names = [name_below(root, file) for file in tar_pictures(folder)]
         index_name = SPLIT_INDEX_NAME.format(folder.name)
@@ -51,6 +53,14 @@ def pictures_of_folder(folder, leave_out=None):
         left_out = leave_out.removeprefix(where).replace(os.sep, "/")
         names = [name for name in names if name != left_out]
     return Pictures(name, root, names, IndexFile(root, index_name))
+
+
+def words_on_a_file(file):
+    """Return what to type where a gallery was to be a file."""
+    remedy = f"to search its folder type --gallery {shlex.quote(str(file.parent))}"
+    if suffix_of(file) in IMAGE_SUFFIXES:
+        remedy = f"for pictures like it type python inference.py --image {shlex.quote(str(file))}; {remedy}"
+    return f"--gallery {file} is not a folder: {remedy}"
 
 
 def pictures_of_split(config, split=None):

@@ -21,11 +21,11 @@ from support.caption_tables import (
 )
 from support.errors import UserError
 from support.files import write_file
+from support.picture_kinds import IMAGE_SUFFIXES
 
 PARQUET = "Parquet"
 PAIRS = "pairs of a photo and a text file"
 JUDGEMENTS = "judgements of captions"  # no captions; Flickr8k has two such files
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 SPLIT_IN_A_NAME = re.compile(r"(?<![a-z])(train|restval|validation|valid|val|dev|test)(?![a-z])")
 MIXED_UP = (KeyError, TypeError, AttributeError, IndexError)  # what a file of another shape raises
 
@@ -95,7 +95,7 @@ def recognised_json(value, path, source):
 
 def is_picture_name(name):
     """Return whether a name ends as the names of pictures do."""
-    return PurePosixPath(name).suffix.lower() in PICTURE_ENDINGS
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def karpathy_rows(value, path):
@@ -183,7 +183,7 @@ def parquet_rows(path, source, unpacked):
         photo = row[image_column]
         if isinstance(photo, dict) and photo.get("bytes"):
             ending = PurePosixPath(photo.get("path") or "").suffix.lower()
-            if ending not in PICTURE_ENDINGS:
+            if ending not in IMAGE_SUFFIXES:
                 ending = ".jpg"  # a label: whoever decodes it looks at the bytes
             name = f"{path.stem}/{number:06}{ending}"
             put_photo(unpacked / name, photo["bytes"])
@@ -231,21 +231,14 @@ def put_photo(path, content):
 
 def picture_text_pairs(folder):
     """Return the pairs of photo.jpg and photo.txt in a folder and those in it: [(photo, text file)], in order."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    picture_called = {path.with_suffix(""): path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     pairs = []
-    for text in sorted(folder.rglob("*.txt")):
-        photo = picture_beside(text)
-        if photo:
+    for text in files:
+        photo = picture_called.get(text.with_suffix(""))
+        if photo and text.suffix.lower() == ".txt":
             pairs.append((photo, text))
     return pairs
-
-
-def picture_beside(text):
-    """Return the picture file that is called like a text file but for its ending, or None."""
-    for ending in PICTURE_ENDINGS:
-        for photo in (text.with_suffix(ending), text.with_suffix(ending.upper())):
-            if photo.is_file():
-                return photo
-    return None
 
 
 def pair_rows(pairs, folder):

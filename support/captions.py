@@ -28,13 +28,13 @@ from support.caption_forms import (
     PAIRS,
     PARQUET,
     pair_rows,
-    picture_beside,
     picture_text_pairs,
     recognised,
     split_in_name,
 )
 from support.errors import UserError
 from support.files import writable
+from support.picture_kinds import IMAGE_SUFFIXES
 from support.source import as_source
 from support.tars import dataset_folder, is_sharded, shard_captions, split_of_shard
 
@@ -183,7 +183,9 @@ def folder_of_unpacked_photos(source):
 
 def caption_like_files(folder):
     """Return the files of a dataset folder that could hold captions of many photos, by their names; sorted."""
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not picture_beside(path)]
+    inside = list(folder.iterdir())
+    pictures = {path.stem for path in inside if path.suffix.lower() in IMAGE_SUFFIXES}
+    files = [path for path in inside if path.suffix.lower() in SUFFIXES and path.stem not in pictures]
     for name in FOLDERS_OF_CAPTIONS:
         for path in (folder / name).glob("*"):
             is_coco_captions = path.suffix == ".json" and path.name.startswith("captions_")  # beside instances_….json

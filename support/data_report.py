@@ -12,6 +12,7 @@ import numpy as np
 from support.errors import UserError
 from support.images import read_image
 from support.looks import ALIKE, look_of_picture, most_alike, size_of_picture
+from support.picture_kinds import skipped_lines
 from support.process import usable_cores
 from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
@@ -71,7 +72,9 @@ def open_photos(report, paths, splits):
             content = contents(paths[name])
             pixels = read_image(paths[name], shrink_to=32, content=content)
             looks[name] = look_of_picture(pixels)
-            report.sizes[size_of_picture(content)] += 1
+            size = size_of_picture(content)
+            if size:
+                report.sizes[size] += 1
             copies[hashlib.sha256(content).digest()].append(name)
         except OSError as error:
             report.unreadable[name] = str(error)
@@ -157,17 +160,17 @@ def report_lines(report, splits, data_dir):
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{data_dir}: {captions:,} captions; photos: {counts}"]
-    for what, names in (
-        ("missing, left out", report.missing),
-        ("unreadable, left out", list(report.unreadable.values())),
-        ("named with other capitals or accents, taken all the same", report.renamed),
-        ("listed, but without captions", report.without_captions),
-        ("in no split, not used", report.in_no_split),
-        ("in two splits, not trained on", report.in_two_splits),
-        ("the same photo byte for byte", copies),
+    for what, photos, words in (
+        ("missing, left out", report.missing, report.missing),
+        ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),
+        ("named with other capitals or accents, taken all the same", report.renamed, report.renamed),
+        ("listed, but without captions", report.without_captions, report.without_captions),
+        ("in no split, not used", report.in_no_split, report.in_no_split),
+        ("in two splits, not trained on", report.in_two_splits, report.in_two_splits),
+        ("the same photo byte for byte", copies, copies),
     ):
-        if names:
-            lines.append(f"  {what}: {len(names):,} ({some_of(names)})")
+        if photos:
+            lines.append(f"  {what}: {len(photos):,} ({some_of(words)})")
     if leaks:
         lines.append(
             f"  look the same in train and outside it, which flatters recall: {len(leaks):,} ({some_of(leaks)}): list "

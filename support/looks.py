@@ -36,6 +36,9 @@ def most_alike(looks, others):
 
 
 def size_of_picture(content):
-    """Return (width, height) that the header of a picture file names, from the bytes of the file."""
-    with Image.open(BytesIO(content)) as image:
-        return image.size
+    """Return (width, height) that the header of a picture file names, from its bytes; None for camera RAW."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError):  # what is read all the same, but not by Pillow alone
+        return None

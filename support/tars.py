@@ -21,7 +21,11 @@ from support.errors import UserError
 from support.progress import with_progress
 
 MOST_SHARDS = 100_000  # that a pattern may name
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+# Of what support/picture_kinds.py names all that is read in every installation. Camera RAW is not among them: a photo
+# often lies in a tar beside the RAW that it was made of, and that one is ten times as large.
+PICTURES = (
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "hif",
+)  # fmt: skip
 
 
 def is_sharded(data_dir):

@@ -13,6 +13,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from raw_file import dng
 from test_checkpoint_v1 import MODEL
 
 from config import PRESETS
@@ -20,7 +21,7 @@ from dataset import inspect_dataset, load_splits, read_captions, read_square
 from inference import Gallery
 from search.index import INDEX_NAME, read_index
 from support.errors import UserError
-from support.images import MOST_PIXELS, read_image
+from support.images import MOST_PIXELS, load_heif, read_image
 from train import load_data
 
 # the same examples each time; the folder of a test is used again by all of them
@@ -120,6 +121,9 @@ def test_names_that_differ_by_case_are_two_photos_and_a_name_too_long_is_none(tm
 # ---------------------------------------------------------------- pictures
 
 
+load_heif()  # so that Pillow writes HEIC
+
+
 def bytes_of(image, form, **options):
     image.save(file := io.BytesIO(), form, **options)
     return file.getvalue()
@@ -140,7 +144,10 @@ GOOD = {
     "animated.webp": bytes_of(PLAIN, "WEBP", save_all=True, append_images=[PLAIN.rotate(90)]),
     "float.tiff": bytes_of(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"),
     "bitmap.bmp": bytes_of(PLAIN, "BMP"), "\u05e9\u05dc\u05d5\u05dd \N{DOG FACE}.PNG": bytes_of(PLAIN, "PNG"),
-    "a\nb.jpg": bytes_of(PLAIN, "JPEG"),
+    "a\nb.jpg": bytes_of(PLAIN, "JPEG"), "phone.heic": bytes_of(PLAIN, "HEIF", exif=TURNED.tobytes()),
+    "portrait.mpo": bytes_of(PLAIN, "MPO", save_all=True, append_images=[PLAIN.rotate(90)]),
+    "camera.dng": dng(np.full((24, 32), 2000, np.uint16)),
+    "preview.dng": dng(np.full((24, 32), 2000, np.uint16), 6, bytes_of(PLAIN.resize((320, 256)), "JPEG"), (320, 256)),
 }
 
 
