@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
 from support.find_run import checkpoint_dir
-from support.images import READABLE_SUFFIXES
+from support.picture_kinds import readable_suffixes, skipped_lines
 
 try:
     import gradio as gr
@@ -101,7 +101,8 @@ def lay_out(page):
         examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
     with gr.Accordion("More ways to search", open=False):
         with gr.Row():
-            suffixes = sorted(READABLE_SUFFIXES)  # without .heic, so that a phone converts what it has in that format
+            # With .heic: a phone then sends such a photo as it is, and one copied from it can be chosen on a computer.
+            suffixes = sorted(readable_suffixes())
             upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
             forget = gr.Button("Remove the example", min_width=150)
         with gr.Row():
@@ -222,12 +223,12 @@ def open_gallery(checkpoint, flags, tell):
         InferenceConfig.workers,
         progress=tell,
     )
-    for reason in list(gallery.skipped.values())[:5]:
-        print(f"skipped: {shown(reason)}", file=sys.stderr)
+    for line in skipped_lines(gallery.skipped)[:5]:
+        print(f"skipped: {shown(line)}", file=sys.stderr)
     if gallery.unsaved:
         print(f"the index cannot be saved, so the next start embeds again: {gallery.unsaved}", file=sys.stderr)
     if not gallery.files:
-        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(READABLE_SUFFIXES))})")
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(readable_suffixes()))})")
     gallery.embedder.workers = 0  # from here on it embeds single pictures: no processes for them
     if not gallery.embedder.has_text_tower_ready and flags.device != "cuda":
         tell("making the text tower ready")

@@ -19,6 +19,7 @@ import tyro
 from support.dates import first_moment
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
+from support.source import Source
 from support.words import weights_and_words, with_flags
 
 Split = Literal["train", "dev", "test"]
@@ -31,7 +32,10 @@ class Config:
     preset: tyro.conf.Suppress[str] = "flickr8k"
 
     # data
-    data_dir: Path = Path("data/flickr8k")  # folder with Images/ and captions.txt, or shards of it: data/README.md
+    data_dir: Path = Path("data/flickr8k")  # folder of captioned photos, captions file, or shards: data/README.md
+    image_dir: Path | None = None  # folder of the photos; None: found in --data-dir
+    image_column: str | None = None  # in a table of captions, the column that names the photo; None: known by its name
+    caption_column: str | None = None  # and the one that holds the caption
     image_size: int | None = None  # pixels a side; None: the size the image tower was trained at
     crop_scale: float = 0.6  # smallest part of a photo's area that a training crop keeps; 1: no crops
     flip: bool = True  # mirror half of the training photos; --no-flip: none, where captions say left and right
@@ -105,6 +109,11 @@ class Config:
             if self.freeze in (tower, "both") and not self.is_pretrained(tower):
                 raise UserError(f"--freeze {self.freeze} would keep the random weights of the {tower} tower for ever: "
                                 f"name a pretrained tower with --{tower}-encoder, and add --pretrained")
+
+    @property
+    def source(self):
+        """Where the pairs come from: a `support.source.Source`."""
+        return Source(self.data_dir, self.image_dir, self.image_column, self.caption_column)
 
     def is_pretrained(self, tower):
         """Return whether a tower, image or text, starts from pretrained weights."""
@@ -219,11 +228,38 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class DatasetConfig:
+    """Look at captions and photos without training: print what is remarkable, and draw report.png."""
+
+    data_dir: tyro.conf.Positional[Path | None] = None  # as in training; None: data/flickr8k if it is there, or sample
+    image_dir: Path | None = None  # folder of the photos; None: found in the dataset folder
+    image_column: str | None = None  # in a table of captions, the column that names the photo; None: known by its name
+    caption_column: str | None = None  # and the one that holds the caption
+    split_seed: int = 0  # draws dev and test where the data has no split lists
+    text_encoder: str = "scratch"  # whose words the captions are read in; scratch: their own
+    max_tokens: int = Config.max_tokens  # longer captions are cut
+    batch_size: int = Config.batch_size  # photos a step
+    image_size: int = 224  # pixels a side that the image tower looks at
+    output: Path = Path("report.png")  # the picture
+
+    @property
+    def source(self):
+        """Where the pairs come from: a `support.source.Source`."""
+        presets = [preset.data_dir for preset in (PRESETS["flickr8k"], PRESETS["sample"])]
+        there = [folder for folder in presets if folder.is_dir()]
+        data_dir = self.data_dir or (there or presets)[0]
+        return Source(data_dir, self.image_dir, self.image_column, self.caption_column)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a checkpoint: recall@1/5/10 and median rank, text to image and image to text; or classification."""
 
     checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     data_dir: Path | None = None  # dataset folder; None: the one the model was trained on
+    image_dir: Path | None = None  # with --data-dir: folder of the photos; None: found in it
+    image_column: str | None = None  # with --data-dir: as in training
+    caption_column: str | None = None  # with --data-dir: as in training
     split: Split = "test"  # photos to measure on
     json: Path | None = None  # also write the figures to this file
     compare: tuple[Path, Path] | None = None  # two checkpoints A B: their recall, the difference, its 95 % interval
@@ -243,8 +279,16 @@ class EvaluateConfig:
             raise UserError("--compare A B names both checkpoints: leave --checkpoint out")
         if (self.zero_shot or self.linear_probe) and (self.data_dir or self.split != EvaluateConfig.split):
             raise UserError("--zero-shot and --linear-probe name their own pictures: leave --data-dir and --split out")
+        named = [name for name in ("image_dir", "image_column", "caption_column") if getattr(self, name) is not None]
+        if named and not self.data_dir:
+            raise UserError(f"--{named[0].replace('_', '-')} goes with --data-dir: add it")
         if self.templates and not self.zero_shot:
             raise UserError("--templates are the prompts of --zero-shot DIR: add it")
+
+    @property
+    def source(self):
+        """Where the pairs come from that --data-dir names: a `support.source.Source`."""
+        return Source(self.data_dir, self.image_dir, self.image_column, self.caption_column)
 
 
 @dataclass(frozen=True)
@@ -354,7 +398,7 @@ class AppConfig:
 
 
 def parse(kind, argv=None):
-    """Read the flags of `evaluate.py`, `inference.py` or `app.py` into `kind`."""
+    """Read the flags of `dataset.py`, `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
         if kind is InferenceConfig:
             argv = with_flags(sys.argv[1:] if argv is None else argv, switches_of(kind))

@@ -1,6 +1,8 @@
 """From a captions file to batches: the way of one photo and its captions.
 
-    captions.txt ─ read_captions ─> table (image, caption) ─ load_splits ─> train / dev / test
+    python dataset.py DIR        # what is remarkable about a dataset, and report.png, without training
+
+    captions.txt ─ read_captions ─> table (image, caption, path) ─ load_splits ─> train / dev / test
     one photo    ─ read_square ─> (S, S, 3) uint8 ─ train_transform ─> (S, S, 3) uint8 ┐
     one caption  ─ tokenize ────> token ids                                            ┴ collate ─> Batch
 
@@ -9,8 +11,11 @@ move, and one place that knows the mean and the standard deviation that a tower 
 """
 
 import support  # noqa: F401 - first of all, because it keeps the libraries quiet
+from config import Config, DatasetConfig, parse
+from support.errors import UserError, one_line_errors, shown
 
-# isort: split
+if __name__ == "__main__":
+    FLAGS = parse(DatasetConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
 
 import hashlib
 import random
@@ -27,8 +32,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from transformers import AutoTokenizer
 
-from support.captions import caption_rows, read_text
+from support.caption_tables import read_text
+from support.captions import captions_of
 from support.data_report import (
     add_shard_faults,
     open_photos,
@@ -37,12 +44,16 @@ from support.data_report import (
     report_lines,
     report_on,
 )
-from support.errors import UserError
+from support.doctor import findings
+from support.hub import loading
 from support.images import read_image
 from support.interruptions import leave_quietly
+from support.plots import draw_data_report
 from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
+from support.source import as_source
 from support.stream import ShardStream
-from support.tars import exists, is_sharded, split_of_shard, tar_of
+from support.tars import dataset_folder, is_sharded, tar_of
+from support.wordpiece import train_tokenizer
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
@@ -56,46 +67,64 @@ SPLIT_FILES = {
 
 
 def read_captions(data_dir):
-    """Read the captions of a dataset folder into a table with the columns image and caption, in file order.
+    """Read the captions of a dataset into a table, a row each, in file order.
 
-    Reads Kaggle's `captions.txt` (CSV with the header `image,caption`) or else the original `Flickr8k.token.txt`
-    (`name#0<TAB>caption`), both UTF-8. Raises UserError with file and line for a row that cannot be used.
-    Here and below, `data_dir` may also be a pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md).
+    Columns: image, the photo's name; caption; path, where the photo lies; original, the name of the first photo that is
+    equal byte for byte, where that is known, and else its own.
+    A dataset is a folder with captions in one of many forms (support/captions.py), or a captions file in it; or a
+    pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md); or a `support.source.Source`, which also says
+    what the flags say. So it is with every `data_dir` here and below. Raises UserError, with file and line for a row
+    that cannot be used.
     """
-    return pd.DataFrame(caption_rows(data_dir), columns=["image", "caption"])
+    return table_of(captions_of(data_dir))
 
 
-def image_path(data_dir, name):
-    """Return where a photo lies; one in a shard is called like train-00000.tar/000012.jpg, as if that were a folder."""
-    if is_sharded(data_dir):
-        return Path(data_dir).parent / name
-    return Path(data_dir) / "Images" / name
+def table_of(captions):
+    """Return `support.captions.Captions` as the table that `read_captions` describes."""
+    table = pd.DataFrame([(row.image, row.caption) for row in captions.rows], columns=["image", "caption"])
+    table["path"] = table["image"].map(captions.paths)
+    table["original"] = table["image"]  # `load_usable_splits` looks into the files, and knows better
+    return table
 
 
 # ---------------------------------------------------------------- splits
 
 
-def split_images(data_dir, images, split_seed=0):
-    """Divide image names into splits: a dict of lists with the keys train, dev, test (those that exist).
+def split_images(data_dir, captions, split_seed=0):
+    """Divide the photos of `support.captions.Captions` into splits: a dict of lists of names, {"train": [...], ...}.
 
-    Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any; an image in none of them is in
-    no split. Without lists, a tenth is dev and a tenth test, drawn *by image*: were it by caption, a photo's other
-    captions would leak into training. Images are ordered by a hash of their name: the order of the file does not
-    matter, but adding or removing photos moves a few of the others at the borders.
+    Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any, or else what the captions
+    themselves say; an image that these leave out is in no split. Where nothing is said, splits are drawn.
     """
-    splits = {}
-    if is_sharded(data_dir):
-        for split in SPLIT_FILES:
-            splits[split] = [name for name in images if split_of_shard(name) == split]
+    lists = split_lists(data_dir)
+    if lists:
+        splits = {}
+        for split, path in lists.items():
+            lines = [line.strip() for line in read_text(path)]
+            splits[split] = [captions.renamed.get(line, line) for line in lines if line]
         return splits
 
-    if names_its_splits(data_dir):
-        for split, file in SPLIT_FILES.items():
-            path = Path(data_dir) / file
-            if path.is_file():
-                lines = [line.strip() for line in read_text(path)]
-                splits[split] = [line for line in lines if line]
-        return splits
+    split_of = {row.image: row.split for row in captions.rows if row.split}
+    if split_of:
+        return {split: [image for image in split_of if split_of[image] == split] for split in SPLIT_FILES}
+    return draw_splits([image for image in captions.paths if image not in captions.missing], split_seed)
+
+
+def split_lists(data_dir):
+    """Return the files that list the photos of the splits of a dataset folder: {split: path}, of those there are."""
+    data_dir = as_source(data_dir).data_dir
+    if is_sharded(data_dir):
+        return {}
+    lists = {split: dataset_folder(data_dir) / file for split, file in SPLIT_FILES.items()}
+    return {split: path for split, path in lists.items() if path.is_file()}
+
+
+def draw_splits(images, split_seed=0):
+    """Draw a tenth of some images as dev and a tenth as test; returns lists as `split_images` does.
+
+    *By image*: were it by caption, a photo's other captions would leak into training. Images are ordered by a hash of
+    their name: the order of the file does not matter, but adding or removing photos moves a few at the borders.
+    """
 
     def hash_of(name):
         return hashlib.sha256(f"{split_seed}/{name}".encode()).digest()
@@ -107,9 +136,7 @@ def split_images(data_dir, images, split_seed=0):
 
 def names_its_splits(data_dir):
     """Return whether a dataset says itself which photos are in which split."""
-    if is_sharded(data_dir):
-        return True
-    return any((Path(data_dir) / file).is_file() for file in SPLIT_FILES.values())
+    return bool(split_lists(data_dir)) or any(row.split for row in captions_of(data_dir).rows)
 
 
 def load_splits(data_dir, split_seed=0):
@@ -117,11 +144,16 @@ def load_splits(data_dir, split_seed=0):
 
     A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
     """
-    table = read_captions(data_dir)
-    there = [name for name in table["image"].unique() if exists(image_path(data_dir, name))]
-    names = {split: set(images) for split, images in split_images(data_dir, there, split_seed).items()}
+    captions = captions_of(data_dir)
+    return tables_of_splits(captions, split_images(data_dir, captions, split_seed))
+
+
+def tables_of_splits(captions, splits):
+    """Return the captions table of each split, without photos that are missing; splits: as of `split_images`."""
+    names = {split: set(images) - captions.missing for split, images in splits.items()}
     held_out = names.get("dev", set()) | names.get("test", set())
     names["train"] = names.get("train", set()) - held_out
+    table = table_of(captions)
     return {split: rows_of_images(table, images) for split, images in names.items()}
 
 
@@ -135,47 +167,51 @@ def split_table(data_dir, split, split_seed=0):
     splits = load_splits(data_dir, split_seed)
     if split in splits and len(splits[split]):
         return splits[split]
+    data_dir = as_source(data_dir).data_dir
     others = " or ".join(f"--split {name}" for name, table in splits.items() if len(table))
     where = f"{split}-*.tar beside it" if is_sharded(data_dir) else SPLIT_FILES[split]
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
 
 
 def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
-    """Return the tables of `load_splits` without photos that are missing or unreadable, and lines that report on it.
+    """Return the tables of `load_splits` without photos that are missing or unreadable, and a `DataReport` on it.
 
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
     looked into: a stream of shards skips bad photos as it meets them.
     """
-    splits = load_splits(data_dir, split_seed)
+    captions = captions_of(data_dir)
+    splits = tables_of_splits(captions, split_images(data_dir, captions, split_seed))
     report = None
     if is_first_process():
-        report = inspect_dataset(data_dir, split_seed, open_train_photos)
+        report = report_on_dataset(data_dir, captions, split_seed, open_train_photos)
     report = from_first_process(report)
 
+    data_dir = as_source(data_dir).data_dir
     names_of_split = {split: set(table["image"]) for split, table in splits.items()}
-    refuse_if_mostly_unusable(report, names_of_split, data_dir)
+    refuse_if_mostly_unusable(report, names_of_split, captions, data_dir)
+    first_copy = {name: names[0] for names in report.duplicates for name in names}
     for split, names in names_of_split.items():
         splits[split] = rows_of_images(splits[split], names - report.unusable)
-    lines = report_lines(report, splits, data_dir)
-    refuse_if_too_few(splits, lines, data_dir)
-    return splits, lines
+        splits[split]["original"] = [first_copy.get(name, name) for name in splits[split]["image"]]
+    report.lines = [captions.description(), *report_lines(report, splits, data_dir)]
+    refuse_if_too_few(splits, report.lines, data_dir)
+    return splits, report
 
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
-    """Look at every list, and into every photo that is in a split, once; returns a `DataReport`.
+    """Look at every list, and into every photo that is in a split, once; returns a `DataReport`."""
+    return report_on_dataset(data_dir, captions_of(data_dir), split_seed, open_train_photos)
 
-    Of the lists as they are written, with the photos that are missing or listed twice: `load_splits` leaves them out.
-    """
-    captioned = set(read_captions(data_dir)["image"])
-    there = {name for name in captioned if exists(image_path(data_dir, name))}
-    splits = split_images(data_dir, there, split_seed)
-    report = report_on(captioned, there, splits)
 
-    to_open = there & {name for names in splits.values() for name in names}
+def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
+    """Return a `DataReport` on the lists as they are written, with photos that `load_splits` leaves out."""
+    splits = split_images(data_dir, captions, split_seed)
+    report = report_on(captions, splits)
+    to_open = {name for names in splits.values() for name in names} & (captions.paths.keys() - captions.missing)
     if not open_train_photos:
         to_open -= set(splits.get("train", []))
-    open_photos(report, {name: image_path(data_dir, name) for name in to_open})
-    add_shard_faults(report, data_dir)
+    open_photos(report, {name: Path(captions.paths[name]) for name in to_open}, splits)
+    add_shard_faults(report, as_source(data_dir).data_dir)
     return report
 
 
@@ -238,9 +274,9 @@ class Photos(Dataset):
         return read_square(self.paths[row], self.size, content)
 
 
-def paths_of(table, data_dir):
+def paths_of(table):
     """Return the paths of the photos of a captions table, in the order in which they first appear."""
-    return [image_path(data_dir, name) for name in table["image"].unique()]
+    return [Path(path) for path in table["path"].unique()]
 
 
 # ---------------------------------------------------------------- a caption
@@ -284,6 +320,8 @@ class Batch(NamedTuple):
     """
 
     photo_rows: torch.Tensor  # (B,) which photos of the split these are, to name them where something goes wrong
+    photo_ids: torch.Tensor  # (B,) equal where photos are equal byte for byte: the loss must not tell them apart
+    caption_ids: torch.Tensor  # (B, K) equal where captions are equal
     pixels: torch.Tensor | None  # (B, 3, S, S) uint8
     input_ids: torch.Tensor | None  # (B, K, T)
     attention_mask: torch.Tensor | None  # (B, K, T), 1 for tokens and 0 for padding
@@ -307,6 +345,7 @@ class Item(NamedTuple):
     """One photo and K of its captions, as an epoch shows them."""
 
     photo_row: int  # of the photo in its split
+    caption_rows: list  # of its K captions there
     image: np.ndarray | torch.Tensor  # (S, S, 3) uint8 pixels, or (F,) features
     texts: list | torch.Tensor  # K lists of token ids, or (K, F) features
 
@@ -317,6 +356,17 @@ def captions_of_photos(table):
     for row, name in enumerate(table["image"]):
         rows[name].append(row)
     return list(rows.values())
+
+
+def originals_of(table):
+    """Return for each photo, in the order in which they first appear, the name of the first that is equal to it."""
+    return table.drop_duplicates("image")["original"]
+
+
+def numbers_of_equals(values):
+    """Return (N,) numbers, the same one for equal values."""
+    number_of = {}
+    return torch.tensor([number_of.setdefault(value, len(number_of)) for value in values])
 
 
 @lru_cache(maxsize=1)
@@ -340,7 +390,6 @@ class CaptionDataset(Dataset):
     def __init__(
         self,
         table,
-        data_dir,
         tokenizer,
         transform,
         size,
@@ -350,12 +399,14 @@ class CaptionDataset(Dataset):
         captions_per_photo=1,
     ):
         # Photos are numbered in the order in which the table first names them, captions by their row in the table.
-        self.photos = Photos(paths_of(table, data_dir), size, known.decoded)
+        self.photos = Photos(paths_of(table), size, known.decoded)
         self.captions_of = captions_of_photos(table)
         there_are = int(np.median([len(rows) for rows in self.captions_of]))  # for most photos
         self.captions_per_photo = min(captions_per_photo, max(1, there_are))
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
+        self.photo_ids = numbers_of_equals(originals_of(table))  # (N,)
+        self.caption_ids = numbers_of_equals(map(tuple, self.token_ids))  # (M,) equal for the tower, cut as they are
         self.transform = transform
         self.known = known
         self.seed = seed
@@ -388,7 +439,7 @@ class CaptionDataset(Dataset):
             texts = self.known.text_features[caption_rows]
         else:
             texts = [self.token_ids[row] for row in caption_rows]
-        return Item(photo_row, image, texts)
+        return Item(photo_row, caption_rows, image, texts)
 
     def drawn_captions(self, photo_row, draw):
         """Return the rows of K captions of a photo: the one that a random number names, and those that follow it.
@@ -406,11 +457,13 @@ class CaptionDataset(Dataset):
             image = self.known.image_features[0]
         if self.known.text_features is not None:
             texts = self.known.text_features[[0] * self.captions_per_photo]
-        return self.collate([Item(0, image, texts)] * photo_count)
+        return self.collate([Item(0, [0] * self.captions_per_photo, image, texts)] * photo_count)
 
     def collate(self, items):
         """Stack items into a `Batch`."""
-        photo_rows, images, texts = zip(*items, strict=True)
+        photo_rows, caption_rows, images, texts = zip(*items, strict=True)
+        photo_rows = torch.tensor(photo_rows)  # (B,)
+        caption_rows = torch.tensor(caption_rows)  # (B, K)
         pixels = input_ids = attention_mask = image_features = text_features = None
         if self.known.image_features is None:
             # (B, S, S, 3) -> (B, 3, S, S): in this memory order, torch's channels_last, convolutions are fastest
@@ -423,7 +476,11 @@ class CaptionDataset(Dataset):
             attention_mask = attention_mask.unflatten(0, (len(items), -1))
         else:
             text_features = torch.stack(texts)  # (B, K, F)
-        return Batch(torch.tensor(photo_rows), pixels, input_ids, attention_mask, image_features, text_features)
+        photo_ids = self.photo_ids[photo_rows]
+        caption_ids = self.caption_ids[caption_rows]
+        return Batch(
+            photo_rows, photo_ids, caption_ids, pixels, input_ids, attention_mask, image_features, text_features
+        )
 
 
 def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards=0):
@@ -516,3 +573,40 @@ def image_loader(paths, size, batch_size, workers=0, decoded=None):
         worker_init_fn=leave_quietly,
         multiprocessing_context=start_of_workers(workers),
     )
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(flags):
+    if flags.output.suffix.lower() not in (".png", ".jpg", ".pdf"):
+        raise UserError(f"--output {flags.output}: choose a name that ends in .png, .jpg or .pdf")
+    splits, report = load_usable_splits(flags.source, flags.split_seed)
+    table = splits["train"]
+    tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
+    told = findings(table, report, tokenizer, flags.max_tokens, flags.batch_size, flags.image_size)
+    print("\n".join(map(shown, report.lines + told)))
+
+    # Nine photos as the model would be shown them: squeezed, cropped and mirrored, with captions as their tokens say.
+    transform = train_transform(flags.image_size, Config.crop_scale, Config.flip)
+    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, flags.max_tokens)
+    shown_pairs = []
+    for row in np.random.default_rng(0).permutation(len(pairs))[:9]:
+        item = pairs.item(row)
+        shown_pairs.append((item.image, tokenizer.decode(item.texts[0], skip_special_tokens=True)))
+    lengths = [len(ids) for ids in pairs.token_ids]
+    draw_data_report(shown_pairs, lengths, report.sizes, table["caption"], flags.output)
+    print(f"wrote {flags.output}")
+
+
+def tokenizer_called(name, captions, max_tokens):
+    """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    if name == "scratch":
+        return train_tokenizer(captions, max_tokens)
+    with loading("text", name, pretrained=True):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(FLAGS)

@@ -20,15 +20,16 @@ if __name__ == "__main__":
     FLAGS = parse(EvaluateConfig)  # before torch is imported, so that --help and a mistyped flag answer at once
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from dataset import NOTHING_KNOWN, image_loader, image_path, names_its_splits, paths_of, split_table
+from dataset import NOTHING_KNOWN, image_loader, names_its_splits, paths_of, split_table
 from models import CLIP, embed_images, embed_texts
-from support.captions import read_text
+from support.caption_tables import read_text
 from support.find_run import checkpoint_dir
 from support.hubs import hub_penalties
 from support.images import picture_files
@@ -138,12 +139,12 @@ class EmbeddedSplit:
         return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text, penalties)
 
 
-def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING_KNOWN):
+def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN):
     """Return the `EmbeddedSplit` of a captions table. What is `known` of it spares work.
 
     Raises UserError where none of its photos can be read.
     """
-    paths = paths_of(table, data_dir)
+    paths = paths_of(table)
     if known.image_features is None:
         loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
         image_embeddings, readable, faults = embed_images(model, loader, title="embedding photos")
@@ -152,13 +153,13 @@ def embed_split(model, table, data_dir, batch_size=128, workers=0, known=NOTHING
         readable = range(len(paths))
         faults = {}
     if not readable:
-        raise UserError(f"none of the {len(paths):,} photos in {data_dir} can be read: {next(iter(faults.values()))}")
+        raise UserError(f"none of the {len(paths):,} photos can be read: {next(iter(faults.values()))}")
 
     # A photo that cannot be read is left out with its captions, and the others move up: of three photos of which the
     # second is damaged, the third has row 1.
     row_of_path = {paths[place]: row for row, place in enumerate(readable)}
     unreadable = -1
-    rows = [row_of_path.get(image_path(data_dir, name), unreadable) for name in table["image"]]
+    rows = [row_of_path.get(Path(path), unreadable) for path in table["path"]]
     captions = [caption for caption, row in zip(table["caption"], rows, strict=True) if row != unreadable]
     rows = torch.tensor(rows)  # a caption each
     if known.text_features is None:
@@ -447,18 +448,18 @@ def measure_recall(flags, device):
     directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
     config = models[0].config
-    data_dir = flags.data_dir or config.data_dir
-    table = split_table(data_dir, flags.split, config.split_seed)
+    source = flags.source if flags.data_dir else config.source
+    table = split_table(source, flags.split, config.split_seed)
     named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
-    print(f"{named} on the {flags.split} split of {data_dir} ({device})")
+    print(f"{named} on the {flags.split} split of {source.data_dir} ({device})")
     split_seeds = {model.config.split_seed for model in models}
-    if len(split_seeds) > 1 and not names_its_splits(data_dir):
+    if len(split_seeds) > 1 and not names_its_splits(source):
         raise UserError(
             "the two were trained with different --split-seed, so one has seen photos of this split: "
-            f"write split lists in {data_dir}, and train both on them"
+            f"write split lists in {source.data_dir}, and train both on them"
         )
 
-    embedded = [embed_split(model, table, data_dir, flags.batch_size, flags.workers) for model in models]
+    embedded = [embed_split(model, table, flags.batch_size, flags.workers) for model in models]
     for error in embedded[0].faults.values():
         print(f"left out with its captions: {shown(error)}")
     report = report_of(embedded[0])

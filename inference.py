@@ -48,7 +48,7 @@ from search.taken import when_taken
 from search.update import EXCEPTIONS, up_to_date_index
 from support.dates import day
 from support.find_run import checkpoint_dir
-from support.images import IMAGE_SUFFIXES, READABLE_SUFFIXES
+from support.picture_kinds import IMAGE_SUFFIXES, readable_suffixes, skipped_lines
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
 from support.tars import exists
@@ -546,13 +546,13 @@ def open_gallery(checkpoint, flags):
         trust_index=flags.trust_index,
         check=flags.check,
     )
-    reasons = list(gallery.skipped.values())
+    skipped = skipped_lines(gallery.skipped)
     if not gallery.embedded:
-        reasons = reasons[:5]  # an earlier search has named them all
-    for reason in reasons:
-        print(f"skipped: {shown(reason)}")
+        skipped = skipped[:5]  # an earlier search has named them all
+    for line in skipped:
+        print(f"skipped: {shown(line)}")
     if not gallery.files:
-        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(READABLE_SUFFIXES))})")
+        raise UserError(f"{gallery.name} holds no readable picture ({', '.join(sorted(readable_suffixes()))})")
 
     count = f"{len(gallery.files):,} pictures of {gallery.name}"
     news = f"{gallery.embedded:,} embedded now" if gallery.embedded else "all known from the index"

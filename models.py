@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DistilBertConfig
 
 from config import Config
 from dataset import pad, tokenize
-from support.big_batch import blockwise_clip_loss, gather_embeddings
+from support.big_batch import blockwise_clip_loss, gather_rows
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
 from support.hub import loading, model_folder, upload
@@ -42,45 +42,65 @@ BLOCKWISE_ABOVE = 4096  # a batch of more pairs has too many similarities to kee
 # ---------------------------------------------------------------- losses
 
 
-def clip_loss(image_embeddings, text_embeddings, logit_scale):
+def clip_loss(image_embeddings, text_embeddings, logit_scale, masked=None):
     """Return the symmetric contrastive loss of a batch of matching pairs, a scalar.
 
     image_embeddings, text_embeddings: (B, D), unit length, row i of one matches row i of the other.
-    logit_scale: the multiplier itself, 1 / temperature. Source: Radford et al. 2021, figure 3.
+    logit_scale: the multiplier itself, 1 / temperature. masked: (B, B) bool, where an image and a text are no pair of
+    the batch and yet belong together, as `false_negatives` tells. Source: Radford et al. 2021, figure 3.
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B): row = image, column = text
+    logits = without(logits, masked)
     labels = torch.arange(len(logits), device=logits.device)  # the match of row i is column i
     which_text = F.cross_entropy(logits, labels)  # a model that knows nothing gets ln B
     which_image = F.cross_entropy(logits.T, labels)
     return (which_text + which_image) / 2
 
 
-def soft_clip_loss(image_embeddings, text_embeddings, logit_scale):
+def soft_clip_loss(image_embeddings, text_embeddings, logit_scale, masked=None):
     """Return the contrastive loss against soft targets, a scalar; arguments as for `clip_loss`.
 
     Two photos of dogs on a beach are not opposites, so a target row is the softmax of the mean of image-image and
     text-text similarity, at the scale of the logits. Targets are detached, or the model would lower its loss by moving
     them; and the rows sum to 1 in both directions, since the mean similarity is symmetric: its softmax serves both.
     """
-    logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B)
+    logits = without(logit_scale * image_embeddings @ text_embeddings.T, masked)  # (B, B)
     with torch.no_grad():
         image_likeness = image_embeddings @ image_embeddings.T  # (B, B)
         text_likeness = text_embeddings @ text_embeddings.T  # (B, B)
-        targets = (logit_scale * (image_likeness + text_likeness) / 2).softmax(dim=1)
+        targets = without(logit_scale * (image_likeness + text_likeness) / 2, masked).softmax(dim=1)
     which_text = F.cross_entropy(logits, targets)
     which_image = F.cross_entropy(logits.T, targets)
     return (which_text + which_image) / 2
 
 
-def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias):
+def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, masked=None):
     """Return the pairwise sigmoid loss, a scalar; arguments as for `clip_loss`, and a bias added to every logit.
 
     Each of the B² pairs is a yes-or-no question of its own; there is no softmax over the batch.
     Source: Zhai et al. 2023, algorithm 1.
     """
-    logits = logit_scale * image_embeddings @ text_embeddings.T + logit_bias  # (B, B)
+    logits = without(logit_scale * image_embeddings @ text_embeddings.T + logit_bias, masked)  # (B, B)
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # +1 for a matching pair, -1 for the others
     return -F.logsigmoid(signs * logits).sum() / len(logits)
+
+
+def false_negatives(photo_ids, caption_ids):
+    """Return which pairs of a batch belong together though they are not the same: (B, B) bool, or None for no pair.
+
+    photo_ids, caption_ids: (B,); photos that are equal byte for byte have one number, and so have equal captions. The
+    loss would push "a dog runs" away from one photo because it is the caption of another.
+    """
+    if len(photo_ids.unique()) == len(photo_ids) and len(caption_ids.unique()) == len(caption_ids):
+        return None
+    same_photo = photo_ids[:, None] == photo_ids  # (B, B)
+    same_caption = caption_ids[:, None] == caption_ids  # (B, B)
+    return (same_photo | same_caption).fill_diagonal_(False)
+
+
+def without(logits, masked):
+    """Return (B, B) logits in which masked pairs count for nothing: e to the power of -10,000 is 0."""
+    return logits if masked is None else logits.masked_fill(masked, -10_000)
 
 
 # ---------------------------------------------------------------- towers and heads
@@ -302,29 +322,34 @@ class CLIP(nn.Module):
             text_embeddings = self.project_text(batch.text_features)
         return image_embeddings, text_embeddings
 
-    def loss(self, image_embeddings, text_embeddings):
+    def loss(self, image_embeddings, text_embeddings, photo_ids, caption_ids):
         """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all.
 
         image_embeddings: (B, D). text_embeddings: (B, K, D); the loss is the mean of K losses, in each of which every
-        photo has one of its K captions, so that no photo's own caption is among its negatives.
+        photo has one of its K captions, so that no photo's own caption is among its negatives. photo_ids (B,) and
+        caption_ids (B, K): as in a `dataset.Batch`.
         """
         # With several processes B now counts the photos of all, and gradients find their way back to each.
-        images = gather_embeddings(image_embeddings)  # (B, D)
+        images = gather_rows(image_embeddings)  # (B, D)
+        texts = gather_rows(text_embeddings)  # (B, K, D)
+        photo_ids = gather_rows(photo_ids)
+        caption_ids = gather_rows(caption_ids)
         losses = []
-        for texts in gather_embeddings(text_embeddings).unbind(dim=1):  # (B, D)
-            losses.append(self.loss_of_pairs(images, texts))
+        for k in range(texts.shape[1]):
+            losses.append(self.loss_of_pairs(images, texts[:, k], photo_ids, caption_ids[:, k]))
         return torch.stack(losses).mean()
 
-    def loss_of_pairs(self, images, texts):
-        """Return the configured loss of B pairs, a scalar; images, texts: (B, D), a pair a row."""
+    def loss_of_pairs(self, images, texts, photo_ids, caption_ids):
+        """Return the configured loss of B pairs, a scalar; images, texts: (B, D), a pair a row; ids: (B,)."""
         scale = self.logit_scale.exp()
+        if self.config.loss == "clip" and len(images) > BLOCKWISE_ABOVE:
+            return blockwise_clip_loss(images, texts, scale, photo_ids, caption_ids)  # the same, in less memory
+        masked = false_negatives(photo_ids, caption_ids)
         if self.config.loss == "siglip":
-            return siglip_loss(images, texts, scale, self.logit_bias)
+            return siglip_loss(images, texts, scale, self.logit_bias, masked)
         if self.config.loss == "soft":
-            return soft_clip_loss(images, texts, scale)
-        if len(images) > BLOCKWISE_ABOVE:
-            return blockwise_clip_loss(images, texts, scale)  # the same, in less memory
-        return clip_loss(images, texts, scale)
+            return soft_clip_loss(images, texts, scale, masked)
+        return clip_loss(images, texts, scale, masked)
 
     @torch.no_grad()
     def clamp_logit_scale(self):

@@ -15,6 +15,7 @@ worst-dev.png.
 """
 
 from config import PRESETS, Config, parse_train
+from support.doctor import findings
 from support.errors import one_line_errors
 from support.interruptions import heed_signals
 
@@ -93,8 +94,9 @@ def train_one_epoch(model, average, phase, run, epoch, config):
             image_embeddings, text_embeddings = phase.forward(batch)  # (B, D) and (B, K, D), unit length
         # For each k, the (B, B) similarities of all photos with their captions number k: in row i the right text is
         # number i, in column i the right image is. The loss is the mean over the K matrices. With several processes, B
-        # counts the photos of all. In float32: a softmax over similarities needs the digits.
-        loss = model.loss(image_embeddings, text_embeddings)
+        # counts the photos of all. In float32: a softmax over similarities needs the digits. By their ids equal photos
+        # and equal captions are known, which must not be pushed apart.
+        loss = model.loss(image_embeddings, text_embeddings, batch.photo_ids, batch.caption_ids)
 
         phase.optimizer.zero_grad(set_to_none=True)
         # The scaler keeps small fp16 gradients from vanishing; in bf16 and float32 it does nothing.
@@ -217,7 +219,6 @@ def training_pairs(model, table, config, known, captions_per_photo):
     tower = model.text_encoder
     return CaptionDataset(
         table,
-        config.data_dir,
         tower.tokenizer,
         transform,
         size,
@@ -283,7 +284,7 @@ def precompute(model, table, config, frozen, split):
     if frozen in ("image", "both"):
         image_features = photo_features(model, table, config.data_dir, config.workers)
     elif split != "train" or not is_sharded(config.data_dir):
-        photos = Photos(paths_of(table, config.data_dir), model.config.image_size)
+        photos = Photos(paths_of(table), model.config.image_size)
         decoded = decode_once(photos, config.data_dir, split)
     if frozen in ("text", "both"):
         text_features = caption_features(model, table, config.data_dir)
@@ -292,7 +293,7 @@ def precompute(model, table, config, frozen, split):
 
 def photo_features(model, table, data_dir, workers=0):
     """Return (N, F), what the image tower makes of the photos of a table, each as a whole."""
-    paths = paths_of(table, data_dir)
+    paths = paths_of(table)
     size = model.config.image_size
 
     def embed():
@@ -335,7 +336,7 @@ def measure_on_dev(model, phase, table, config):
     """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
     model.eval()
     copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(model, table, config.data_dir, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
+    dev = embed_split(model, table, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
     if dev.faults:
         raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
@@ -358,7 +359,7 @@ def main(config, first_line=""):
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         print(first_line)
-        splits = load_data(config)
+        splits, report = load_data(config)
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
@@ -367,6 +368,8 @@ def main(config, first_line=""):
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
         model.to(device, memory_format=torch.channels_last)
+        for line in remarks_on_data(model, splits["train"], report, config):
+            print(line, flush=True)
         average = RunningMean(model, config.averaging)
 
         # A random head sends random gradients into a good tower, so the heads learn alone first. This takes seconds, on
@@ -404,7 +407,7 @@ def main(config, first_line=""):
 
 
 def load_data(config):
-    """Return the captions table of each split, without photos that cannot be used; prints what is amiss."""
+    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that."""
     if config.epoch_shards and not is_sharded(config.data_dir):
         raise UserError(f"--epoch-shards counts shards, and {config.data_dir} is a folder: leave it out")
     with one_process_at_first():
@@ -414,9 +417,16 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, lines = load_usable_splits(config.data_dir, config.split_seed, open_train_photos)
-    print("\n".join(map(shown, lines)))
-    return splits
+    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos)
+    print("\n".join(map(shown, report.lines)))
+    return splits, report
+
+
+def remarks_on_data(model, table, report, config):
+    """Return lines on what captions and photos of train mean for these towers: the doctor speaks before the loss."""
+    tower = model.text_encoder
+    size = model.config.image_size
+    return findings(table, report, tower.tokenizer, tower.max_tokens, config.batch_size, size)
 
 
 def heads_learn_first(config):
@@ -438,7 +448,7 @@ def finish(run, average, splits, config):
     embedded = {}
     for split in ("dev", "test"):
         if split in splits and len(splits[split]):
-            embedded[split] = embed_split(best, splits[split], config.data_dir, EMBEDDED_AT_ONCE, config.workers)
+            embedded[split] = embed_split(best, splits[split], EMBEDDED_AT_ONCE, config.workers)
     reports = {split: report_of(measured) for split, measured in embedded.items()}
     split = "test" if "test" in reports else "dev"
     photos = reports[split]["images"]

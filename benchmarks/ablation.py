@@ -69,12 +69,12 @@ def hardest_negatives(model, margin=0.2):
     """Add the hinge of the hardest negative of each photo and caption (Faghri et al. 2018)."""
     plain = model.loss_of_pairs
 
-    def loss_of_pairs(images, texts):
+    def loss_of_pairs(images, texts, *ids):
         scores = images @ texts.T  # (B, B)
         others = scores - 3 * torch.eye(len(scores), device=scores.device)  # the match is no negative
         of_images = F.relu(margin + others.amax(dim=1) - scores.diagonal())
         of_texts = F.relu(margin + others.amax(dim=0) - scores.diagonal())
-        return plain(images, texts) + of_images.mean() + of_texts.mean()
+        return plain(images, texts, *ids) + of_images.mean() + of_texts.mean()
 
     model.loss_of_pairs = loss_of_pairs
 
@@ -87,7 +87,7 @@ def taught_by_the_text_tower(model, share=0.3, temperature=0.05):
         model.batch = batch
         return embed(batch)
 
-    def loss(images, texts):
+    def loss(images, texts, *ids):
         scale = model.logit_scale.exp()
         losses = []
         for column, embeddings in enumerate(texts.unbind(dim=1)):  # (B, D)
@@ -191,7 +191,7 @@ def ancestors(flags, splits, config, **repairs):
                                    flags.epochs, config.seed)
     config = seed_recipe.config_of(flags)
     model, history = seed_recipe.train(flags, splits, config, **repairs)
-    report = report_of(embed_split(model, splits["dev"], config.data_dir, 64))
+    report = report_of(embed_split(model, splits["dev"], 64))
     return report, sum(row["seconds"] for row in history)
 
 

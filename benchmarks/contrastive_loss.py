@@ -27,7 +27,7 @@ from support.big_batch import blockwise_clip_loss
 from support.errors import one_line_errors
 
 WAYS = {"ancestors": lambda images, texts, scale: seed_loss(images, texts), "plain": clip_loss,
-        "streamed": blockwise_clip_loss}
+        "streamed": lambda *inputs: blockwise_clip_loss(*inputs, *[torch.arange(len(inputs[0]))] * 2)}
 
 
 @dataclass(frozen=True)

@@ -82,12 +82,14 @@ def main(flags):
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "Images").symlink_to(flags.photos.resolve())
         table = pd.DataFrame({"image": [path.relative_to(flags.photos).as_posix() for path in paths]})
+        table["path"] = [f"{folder}/Images/{name}" for name in table["image"]]
+        table["original"] = table["image"]
         table["caption"] = "Two people sit near the beach ."
         tokenizer = train_tokenizer(table["caption"], 64)
-        decoded = decode_once(Photos(paths_of(table, folder), flags.size), folder, "benchmark")
+        decoded = decode_once(Photos(paths_of(table), flags.size), folder, "benchmark")
         ways = {
             "ancestors": DataLoader(AncestorFiles(paths, flags.size), 32),
-            **{way: training_loader(CaptionDataset(table, folder, tokenizer, crop, flags.size, 64, known=known), 256)
+            **{way: training_loader(CaptionDataset(table, tokenizer, crop, flags.size, 64, known=known), 256)
                for way, known in (("decoding every time", NOTHING_KNOWN), ("decoded once", Precomputed(decoded)))},
             "decoded once, not cropped": image_loader(paths, flags.size, 256, decoded=decoded),
         }

@@ -65,7 +65,7 @@ def ancestors(model, table, data_dir):
     model.image_dropout.p = 0.0
     model.text_dropout.p = 0.0
     model.image_encoder.to(memory_format=torch.contiguous_format)
-    rows = CaptionRows(table, data_dir, model, NOTHING_KNOWN)
+    rows = CaptionRows(table, model, NOTHING_KNOWN)
     groups = [{"params": [parameter], "lr": RATES["heads"]} for parameter in model.parameters()
               if parameter.requires_grad]
     optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
@@ -103,7 +103,7 @@ def ours(model, table, cached, flags):
     table, cached = repeated(table, cached, flags.pairs)
     config, tower = replace(model.config, epochs=1 + flags.rounds), model.text_encoder
     transform = train_transform(model.config.image_size)
-    pairs = CaptionDataset(table, "", tower.tokenizer, transform, model.config.image_size, tower.max_tokens, 0, cached)
+    pairs = CaptionDataset(table, tower.tokenizer, transform, model.config.image_size, tower.max_tokens, 0, cached)
     loader = training_loader(pairs, config.batch_size)
     phase = Phase(
         pairs=pairs,

@@ -57,10 +57,13 @@ def set_up(folder, flags, **changes):
     model = CLIP.from_config(config, [CAPTION]).to(start_process("auto"), memory_format=torch.channels_last).train()
     size, path = model.config.image_size, Path(folder) / "pixels.rgb"
     np.random.default_rng(0).integers(256, size=(flags.photos, size, size, 3), dtype=np.uint8).tofile(path)
-    table = pd.DataFrame({"image": [f"{row}.jpg" for row in range(flags.photos)], "caption": CAPTION})
+    table = pd.DataFrame({"image": [f"{row}.jpg" for row in range(flags.photos)]})
+    table["path"] = table["original"] = table["image"]
+    table["caption"] = CAPTION
     transform = train_transform(size, config.crop_scale, config.flip)
     known = Precomputed(DecodedPhotos(path, size))
-    pairs = CaptionDataset(table, folder, model.text_encoder.tokenizer, transform, size, 64, known=known)
+    pairs = CaptionDataset(table, model.text_encoder.tokenizer, transform, size, 64, known=known)
+    pairs.caption_ids = torch.arange(flags.photos)  # as if no two were equal, and so all negatives of each other
     pin = model.logit_scale.device.type == "cuda"
     return model, [training_loader(pairs, count, flags.workers, pin) for count in flags.batch_sizes]
 
@@ -85,7 +88,7 @@ def rate(model, source, steps):
         with model.autocast():
             embeddings = model(batch)
         optimizer.zero_grad(set_to_none=True)
-        loss = model.loss(*embeddings)
+        loss = model.loss(*embeddings, batch.photo_ids, batch.caption_ids)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), model.config.grad_clip)

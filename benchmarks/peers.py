@@ -90,7 +90,8 @@ class Ours:
 
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         input_ids, attention_mask = self.model.text_encoder.tokens_of(captions)
-        return Batch(torch.arange(len(pixels)), pixels, input_ids[:, None], attention_mask[:, None], None, None)
+        rows = torch.arange(len(pixels))
+        return Batch(rows, rows, rows[:, None], pixels, input_ids[:, None], attention_mask[:, None], None, None)
 
     def step(self, batch):
         import torch
@@ -99,7 +100,7 @@ class Ours:
         with self.model.autocast():
             embeddings = self.model(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.loss(*embeddings).backward()
+        self.model.loss(*embeddings, batch.photo_ids, batch.caption_ids).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.model.config.grad_clip)
         self.optimizer.step()
         self.model.clamp_logit_scale()
@@ -289,7 +290,7 @@ def measure(flags):
 
     table = load_splits(flags.data_dir)["train"]
     one_caption_each = table.drop_duplicates("image")
-    files = paths_of(table, flags.data_dir)
+    files = paths_of(table)
     squares = [torch.from_numpy(read_square(file, SIZE)) for file in files[: flags.batch_size]]
     pixels = torch.stack(squares).permute(0, 3, 1, 2)  # (B, 3, S, S) uint8
     batch = way.batch(pixels, list(one_caption_each["caption"][: flags.batch_size]))

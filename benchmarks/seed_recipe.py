@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from config import PRESETS
-from dataset import NOTHING_KNOWN, image_path, load_splits, pad, read_square, tokenize
+from dataset import NOTHING_KNOWN, load_splits, pad, read_square, tokenize
 from evaluate import embed_split, recall_table, report_of
 from models import CLIP
 from support.errors import UserError, one_line_errors
@@ -70,13 +70,14 @@ def seed_loss(image_embeddings, text_embeddings, logit_scale=None):
 class CaptionRows(Dataset):
     """One item a caption: its photo, whole, and its token ids; or the features of both."""
 
-    def __init__(self, table, data_dir, model, features):
+    def __init__(self, table, model, features):
         tower = model.text_encoder
         self.names = list(table["image"])
         row_of = {name: row for row, name in enumerate(table["image"].unique())}
         self.photos = [row_of[name] for name in self.names]
         self.token_ids = tokenize(tower.tokenizer, table["caption"], tower.max_tokens)
-        self.data_dir, self.size, self.pad_id, self.features = data_dir, model.config.image_size, tower.pad_id, features
+        self.paths, self.size = list(table["path"]), model.config.image_size
+        self.pad_id, self.features = tower.pad_id, features
 
     def __len__(self):
         return len(self.names)
@@ -84,8 +85,7 @@ class CaptionRows(Dataset):
     def __getitem__(self, row):
         if self.features.image_features is not None:
             return self.features.image_features[self.photos[row]], self.features.text_features[row]
-        path = image_path(self.data_dir, self.names[row])
-        return torch.from_numpy(read_square(path, self.size)), self.token_ids[row]
+        return torch.from_numpy(read_square(self.paths[row], self.size)), self.token_ids[row]
 
     def collate(self, items):
         images, texts = zip(*items, strict=True)
@@ -125,7 +125,7 @@ def train(flags, splits, config, loss=unscaled, one_caption=False):
     model = CLIP.from_config(config).to(start_process("auto"), memory_format=torch.channels_last).eval()
     for head in (model.image_head, model.text_head):
         torch.nn.init.zeros_(head.norm.bias)  # its random start is ours
-    sets = {split: CaptionRows(splits[split], config.data_dir, model,
+    sets = {split: CaptionRows(splits[split], model,
                                features_of(model, splits[split], config, split))
             for split in ("train", "dev")}
     captions_of = splits["train"].reset_index().groupby("image", sort=False)["index"]
@@ -178,7 +178,7 @@ def main(flags):
     with replacing(flags.run_dir / "best") as folder:
         model.save_pretrained(folder)
     (flags.run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-    report = report_of(embed_split(model, splits["dev"], config.data_dir, 64))
+    report = report_of(embed_split(model, splits["dev"], 64))
     print(f"{flags.run_dir / 'best'} on the {report['images']:,} photos of the dev split, recall in percent")
     print(recall_table(report))
 

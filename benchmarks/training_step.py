@@ -98,7 +98,8 @@ def steps(flags):
     pixels, average = pixels.contiguous(memory_format=torch.channels_last), RunningMean(model, 0.97)
     optimizer = torch.optim.AdamW(parameter_groups(model, model.config), fused=True)
     average.follow(model)
-    batch = Batch(torch.arange(len(pixels)), pixels, input_ids[:, None], mask[:, None], None, None)
+    rows = torch.arange(len(pixels))
+    batch = Batch(rows, rows, rows[:, None], pixels, input_ids[:, None], mask[:, None], None, None)
     micro_batch = {"ours": flags.batch_size, "ours, micro-batches": flags.micro_batch}.get(flags.way)
     if micro_batch is None:  # under a limit, which counts addresses, of which a program has many that it does not use
         addresses, resident = pages_of_this_process()
@@ -111,7 +112,7 @@ def steps(flags):
         with model.autocast():
             embeddings = forward(batch)
         optimizer.zero_grad(set_to_none=True)
-        model.loss(*embeddings).backward()
+        model.loss(*embeddings, batch.photo_ids, batch.caption_ids).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), model.config.grad_clip)
         optimizer.step()
         average.update(step)

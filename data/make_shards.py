@@ -19,10 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import tyro
+from PIL import Image
 
-from dataset import image_path, inspect_dataset, load_splits
+from dataset import inspect_dataset, load_splits, paths_of
 from support.errors import UserError, one_line_errors
+from support.images import read_image
+from support.picture_kinds import is_raw
 from support.progress import with_progress
+from support.source import Source
 from support.tars import PICTURES, is_sharded
 
 
@@ -32,6 +36,9 @@ def write_shards(
     photos: int = 1000,
     seed: int = 0,
     split_seed: int = 0,
+    image_dir: Path | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
 ) -> None:
     """Write a dataset folder (data/README.md) as shards: train-00000.tar, …, dev-00000.tar, …, test-00000.tar, …
 
@@ -41,6 +48,9 @@ def write_shards(
         photos: how many a shard holds at most; 100 MB to 1 GB a shard read well.
         seed: shuffles the train photos, so that each shard is a fair sample of them.
         split_seed: draws dev and test where the folder has no split lists, as in training.
+        image_dir: the folder of the photos, where it is not found in the dataset folder.
+        image_column: in a table of captions, the column that names the photo.
+        caption_column: and the one that holds the caption.
     """
     if is_sharded(data_dir):
         raise UserError(f"{data_dir} is sharded already: name a dataset folder")
@@ -48,8 +58,9 @@ def write_shards(
         raise UserError(f"--photos {photos} cannot be: it must be at least 1")
     if out.exists():
         raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
-    splits = load_splits(data_dir, split_seed)
-    report = inspect_dataset(data_dir, split_seed)
+    source = Source(data_dir, image_dir, image_column, caption_column)
+    splits = load_splits(source, split_seed)
+    report = inspect_dataset(source, split_seed)
     for name in report.missing:
         print(f"left out: {name} (missing)")
     for name, reason in report.unreadable.items():
@@ -62,11 +73,11 @@ def write_shards(
         folder.mkdir()
         for split, table in splits.items():
             usable = table[~table["image"].isin(report.unusable)]
-            captions = usable.groupby("image", sort=False)["caption"].apply(list)
-            names = list(captions.index)
+            captions = usable.groupby("path", sort=False)["caption"].apply(list)
+            paths = paths_of(usable)
             if split == "train":
-                random.Random(seed).shuffle(names)
-            samples = [(image_path(data_dir, name), captions[name]) for name in names]
+                random.Random(seed).shuffle(paths)
+            samples = [(path, captions[str(path)]) for path in paths]
             counts[split] = write_split(folder, split, samples, photos)
         folder.rename(out)  # in one step, so an interrupted run leaves no half of the shards
 
@@ -88,6 +99,13 @@ def write_split(folder, split, samples, photos):
     return shards
 
 
+def jpeg_of_raw(photo):
+    """Return camera RAW as the bytes of a JPEG: a tenth of the size, and no name is needed to tell what it is."""
+    file = BytesIO()
+    Image.fromarray(read_image(photo)).save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
 def write_tar(path, samples):
     """Write (key, photo file, captions) samples as a tar; the same samples give the same bytes."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -95,8 +113,9 @@ def write_tar(path, samples):
             suffix = photo.suffix.lower().removeprefix(".")
             if suffix not in PICTURES:
                 suffix = "jpg"  # a label: whoever decodes it looks at the bytes
+            picture = jpeg_of_raw(photo) if is_raw(photo) else photo.read_bytes()
             text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
-            for name, content in ((f"{key}.{suffix}", photo.read_bytes()), (f"{key}.txt", text.encode())):
+            for name, content in ((f"{key}.{suffix}", picture), (f"{key}.txt", text.encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, BytesIO(content))

@@ -1,25 +1,25 @@
 """Captions that are to be ranked against a picture, from whatever file holds some."""
 
-import re
-
-from support.captions import csv_rows, read_text, token_rows
+from support.caption_forms import PARQUET, recognised
+from support.caption_tables import read_text
 from support.errors import UserError
+from support.source import Source
 
 
 def read_caption_list(path):
     """Return the captions of a file, each once: a dataset's captions file, or a plain text with a caption a line."""
     if not path.is_file():
-        raise UserError(f"--captions {path} is not a file: name a captions.txt, or a text file with a caption a line")
-    lines = read_text(path)
-    first = lines[0] if lines else ""
-    columns = [name.strip(' "\r\n') for name in first.lower().split(",")]
-    if len(columns) > 1 and "caption" in columns:
-        lines = [caption for _, _, caption in csv_rows(lines, path)]
-    elif re.match(r"[^\t]+#\d+\t", first):
-        lines = [caption for _, _, caption in token_rows(lines, path)]
+        raise UserError(f"--captions {path} is not a file: name a captions file, or a text file with a caption a line")
+    form, rows_of = recognised(path, Source(path), unpacked=None)
+    if form == PARQUET:
+        raise UserError(f"--captions {path}: Parquet is not read here: name a table as text, or one caption a line")
+    if rows_of is None:
+        captions = read_text(path)
+    else:
+        captions = [caption for _, _, caption, _ in rows_of()]
 
-    stripped = [line.strip() for line in lines]
-    captions = list(dict.fromkeys(line for line in stripped if line))
+    stripped = [caption.strip() for caption in captions]
+    captions = list(dict.fromkeys(caption for caption in stripped if caption))
     if not captions:
         raise UserError(f"--captions {path} holds no captions")
     return captions

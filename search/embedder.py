@@ -12,12 +12,13 @@ from safetensors import safe_open
 from config import Config
 from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
-from search.near_duplicates import LOOK_WIDTH, look_of
+from search.near_duplicates import look_of
 from search.unknown_words import remarks_on
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
 from support.hubs import bank_stamp, hub_penalties, read_bank
 from support.images import read_image
+from support.looks import LOOK_WIDTH
 from support.process import process_count, start_process
 from support.prompts import EVERYDAY
 

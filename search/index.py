@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.near_duplicates import LOOK_WIDTH
 from support.dates import EARLIEST, LATEST
 from support.files import writable, write_file
+from support.looks import LOOK_WIDTH
 
 INDEX_NAME = ".clip-index.safetensors"  # in a folder of pictures
 SPLIT_INDEX_NAME = ".clip-index-{}.safetensors"  # in a dataset, of one of its splits; beside tars, of these
@@ -39,6 +39,7 @@ class Index:
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
     penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
     taken: (N,) float64, when each was taken by what the camera noted (search/taken.py); None in earlier versions.
+    readers: what there was to read pictures with (support/picture_kinds.py); None in earlier versions.
     """
 
     model: str = ""
@@ -52,6 +53,7 @@ class Index:
     bank: str | None = None
     penalties: np.ndarray | None = None
     taken: np.ndarray | None = None
+    readers: str | None = None
     format: int = INDEX_FORMAT
 
     def about(self):
@@ -203,7 +205,14 @@ def map_rows(path, start, tensor, kind=np.float16):
 
 def check_about(about):
     """Raise an error unless these are values that `Index.about` could have given."""
-    kinds = {"usual": float | None, "bank": str | None, "model_files": dict, "sources": dict, "splits": list}
+    kinds = {
+        "usual": float | None,
+        "bank": str | None,
+        "readers": str | None,
+        "model_files": dict,
+        "sources": dict,
+        "splits": list,
+    }
     if about["format"] != INDEX_FORMAT or not re.fullmatch("[0-9a-f]{64}", about["model"]):
         raise ValueError("another format, or no fingerprint")
     for name, kind in kinds.items():

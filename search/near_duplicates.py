@@ -2,15 +2,14 @@
 
 import numpy as np
 
-ALIKE = 0.97  # cosine of two looks; of 500,000 pairs of different photos none reached it
-LOOK_WIDTH = 192  # numbers that say how a picture looks: 8 x 8 fields of 3 colours
+from support.looks import ALIKE, FIELDS
 
 
 def look_of(pixels):
     """Return (B, 192), what (B, 3, S, S) pictures look like from afar: the colours of 8 x 8 fields, unit length."""
     import torch.nn.functional as F
 
-    fields = F.adaptive_avg_pool2d(pixels.float(), 8).flatten(2)  # (B, 3, 64)
+    fields = F.adaptive_avg_pool2d(pixels.float(), FIELDS).flatten(2)  # (B, 3, 64)
     differences = fields - fields.mean(dim=2, keepdim=True)  # brightness and tint of the whole do not matter
     return F.normalize(differences.flatten(1), dim=1)
 

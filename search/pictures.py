@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from search.index import INDEX_NAME, SPLIT_INDEX_NAME, IndexFile
 from support.errors import UserError
 from support.files import name_below, stamp
 from support.images import picture_names
+from support.picture_kinds import IMAGE_SUFFIXES, suffix_of
 from support.tars import dataset_folder, is_sharded, tar_pictures
 
 
@@ -40,10 +42,10 @@ def pictures_of_folder(folder, leave_out=None, trust_index=False):
     name = str(folder)
     folder = Path(folder).expanduser()
     root = dataset_folder(folder)
-    if not root.exists():
-        raise UserError(f"--gallery {name}: there is no such folder")
+    if folder.is_file() and not is_sharded(folder):
+        raise UserError(words_on_a_file(folder))
     if not root.is_dir():
-        raise UserError(f"--gallery {name} is not a folder")
+        raise UserError(f"--gallery {name}: there is no such folder")
     if is_sharded(folder):
         names = [name_below(root, file) for file in tar_pictures(folder)]
         index_name = SPLIT_INDEX_NAME.format(folder.name)
@@ -118,12 +120,22 @@ def searches(folder, other):
     return not any(part.startswith(".") for part in between)  # hidden folders are left alone
 
 
+def words_on_a_file(file):
+    """Return what to type where a gallery was to be a file."""
+    remedy = f"to search its folder type --gallery {shlex.quote(str(file.parent))}"
+    if suffix_of(file) in IMAGE_SUFFIXES:
+        remedy = f"for pictures like it type python inference.py --image {shlex.quote(str(file))}; {remedy}"
+    return f"--gallery {file} is not a folder: {remedy}"
+
+
 def pictures_of_split(config, split=None):
     """Return the `Pictures` of a split of the data trained on; by default of test, or of dev where there is no test.
 
     An index whose sources are unchanged knows which these are, so that the captions need not be read again.
     """
     root = dataset_folder(config.data_dir)
+    if config.image_dir and not is_below(str(config.image_dir), root):
+        root = config.image_dir
     if not root.is_dir():
         raise UserError(f"the data trained on, {config.data_dir}, is not here: name a folder with --gallery DIR")
     for candidate in [split] if split else ["test", "dev"]:
@@ -150,24 +162,34 @@ def sources_now(sources, config):
 
 def read_split(config, root, split):
     """Return the `Pictures` of a split, by reading the captions."""
-    from dataset import SPLIT_FILES, image_path, load_splits
+    from dataset import SPLIT_FILES, split_images, tables_of_splits
+    from support.captions import KNOWN_NAMES, captions_of
 
-    tables = load_splits(config.data_dir, config.split_seed)
+    captions = captions_of(config.source)
+    tables = tables_of_splits(captions, split_images(config.data_dir, captions, config.split_seed))
     splits = [name for name, table in tables.items() if len(table)]
     split = split or default_split(splits)
     if split not in splits:
         choice = " or ".join(splits)
         raise UserError(f"{config.data_dir} has no {split} photos: try --split {choice}, or --gallery DIR")
-    files = [image_path(config.data_dir, name) for name in tables[split]["image"].unique()]
+    files = list(tables[split]["path"].unique())
+    if not all(is_below(file, root) for file in files):
+        root = Path(os.path.commonpath([os.path.dirname(file) for file in files]))
     names = [name_below(root, file) for file in files]
 
     # New shards appear in a folder that also changes when an index is written there: their captions are always read.
     sources = {}
     if not is_sharded(config.data_dir):
-        decisive = {root / name for name in ("captions.txt", "Flickr8k.token.txt", *SPLIT_FILES.values())}
-        for table in tables.values():
-            decisive |= {image_path(root, name).parent for name in table["image"]}
+        folder = dataset_folder(config.data_dir)
+        decisive = {folder / name for name in (*KNOWN_NAMES, *SPLIT_FILES.values())}
+        decisive |= set(captions.files)
+        decisive |= {Path(os.path.dirname(path)) for path in captions.paths.values()}
         sources = {str(path): stamp(path) for path in sorted(decisive)}
         sources["split_seed"] = config.split_seed
     index_file = IndexFile(root, SPLIT_INDEX_NAME.format(split))
     return Pictures(f"{config.data_dir} ({split} split)", root, names, index_file, sources, splits)
+
+
+def is_below(file, folder):
+    """Return whether a path, as text, leads into a folder."""
+    return os.path.abspath(file).startswith(os.path.abspath(folder) + os.sep)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from support.dates import moment_of_file, noted_moment
-from support.images import formats
+from support.images import formats_of
 from support.process import is_first_process
 from support.progress import with_progress
 from support.tars import contents, tar_of
@@ -69,8 +69,10 @@ def noted_dates(paths):
 def noted_date(path):
     """Return when a picture was taken by what the camera has noted, in seconds, or NO_DATE. Reads its header only."""
     try:
-        source = BytesIO(contents(path)) if tar_of(path) else path
-        with Image.open(source, formats=formats()) as image:
+        with BytesIO(contents(path)) if tar_of(path) else open(path, "rb") as file:
+            start = file.read(64)
+            file.seek(0)
+            image = Image.open(file, formats=formats_of(start))
             # Of a PNG without EXIF Pillow would decode all pixels, to see whether it comes after them.
             if "exif" not in image.info and image.format != "TIFF":
                 return NO_DATE

@@ -12,6 +12,7 @@ from search.index import Entry, Index
 from search.nearest import nearest
 from search.taken import NOT_READ, noted_dates
 from support.files import model_stamps, stamp
+from support.picture_kinds import readers
 from support.process import from_first_process, is_first_process, process_count, start_process
 from support.progress import with_progress
 
@@ -55,11 +56,12 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
         sources=pictures.sources or known.sources,
         splits=pictures.splits,
         bank=embedder.bank_stamp,
+        readers=readers(),
     )
 
     # What is known, and what is new?
     stamps = pictures.stamps or {name: stamp(os.path.join(pictures.root, name)) for name in names}
-    entries = known_entries(known, stamps, pictures.root)
+    entries = known_entries(known, stamps, pictures.root, try_unreadable_again=known.readers != about.readers)
     if check:
         for name in from_first_process(pictures_that_changed(entries, known, pictures.root)):
             del entries[name]
@@ -128,15 +130,20 @@ def index_of_this_model(index_file, embedder):
     return index
 
 
-def known_entries(known, stamps, root):
-    """Return {name: Entry} of the pictures that need not be read: they are unchanged, or not there."""
+def known_entries(known, stamps, root, try_unreadable_again):
+    """Return {name: Entry} of the pictures that need not be read: they are unchanged, or not there.
+
+    try_unreadable_again: more can be read than when they were called unreadable, such as by a library installed since.
+    """
     old = known.entries()
     entries = {}
     for name, its_stamp in stamps.items():
         if its_stamp is None:
             entries[name] = Entry(None, None, f"{root / name}: there is no such file")
         elif name in old and old[name].stamp == its_stamp:
-            entries[name] = old[name]
+            is_unreadable = old[name].reason is not None
+            if not (is_unreadable and try_unreadable_again):
+                entries[name] = old[name]
     return entries
 
 

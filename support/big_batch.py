@@ -17,8 +17,8 @@ ROWS_AT_ONCE = 512  # of the (N, N) similarities that `blockwise_clip_loss` has 
 # ---------------------------------------------------------------- for one process
 
 
-def gather_embeddings(rows):
-    """(B, D) of each of W processes -> (W * B, D) of all, in their order; gradients find the way back.
+def gather_rows(rows):
+    """(B, …) of each of W processes -> (W * B, …) of all, in their order; gradients find the way back.
 
     With one process these are the rows themselves. Each process computes the loss of all pairs; since gradients of
     parameters are averaged over the processes, the whole is that of one process with the whole batch.
@@ -27,7 +27,7 @@ def gather_embeddings(rows):
 
 
 class Gathered(torch.autograd.Function):
-    """The rows of all processes; see `gather_embeddings`."""
+    """The rows of all processes; see `gather_rows`."""
 
     @staticmethod
     def forward(ctx, rows):
@@ -97,30 +97,35 @@ def statistics_stand_still(model):
 # ---------------------------------------------------------------- for all similarities at once
 
 
-def blockwise_clip_loss(image_embeddings, text_embeddings, logit_scale):
-    """Return `models.clip_loss` of (N, D) embeddings without having all (N, N) logits in memory."""
-    return BlockwiseClipLoss.apply(image_embeddings, text_embeddings, logit_scale)
+def blockwise_clip_loss(image_embeddings, text_embeddings, logit_scale, photo_ids, caption_ids):
+    """Return `models.clip_loss` of (N, D) embeddings without having all (N, N) logits in memory.
+
+    photo_ids, caption_ids: (N,); off the diagonal, pairs with an equal one count for nothing.
+    """
+    return BlockwiseClipLoss.apply(image_embeddings, text_embeddings, logit_scale, photo_ids, caption_ids)
 
 
 class BlockwiseClipLoss(torch.autograd.Function):
     """The loss from the sums over rows and columns alone; the backward pass makes the logits again, block by block."""
 
     @staticmethod
-    def forward(ctx, images, texts, scale):
+    def forward(ctx, images, texts, scale, photo_ids, caption_ids):
         rows = []  # log of the sum over each row, (n,) a block
         columns = torch.full_like(images[:, 0], -torch.inf)  # log of the sum over each column, (N,)
-        for block in images.split(ROWS_AT_ONCE):
-            logits = scale * block @ texts.T  # (n, N)
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            block = slice(start, start + ROWS_AT_ONCE)
+            logits = scale * images[block] @ texts.T  # (n, N)
+            logits.masked_fill_(masked_in_block(photo_ids, caption_ids, block), -torch.inf)
             rows.append(logits.logsumexp(dim=1))
             columns = torch.logaddexp(columns, logits.logsumexp(dim=0))
         rows = torch.cat(rows)  # (N,)
-        ctx.save_for_backward(images, texts, scale, rows, columns)
+        ctx.save_for_backward(images, texts, scale, rows, columns, photo_ids, caption_ids)
         matching = scale * (images * texts).sum(dim=1)  # (N,) the diagonal
         return ((rows + columns) / 2 - matching).mean()
 
     @staticmethod
     def backward(ctx, gradient):
-        images, texts, scale, rows, columns = ctx.saved_tensors
+        images, texts, scale, rows, columns, photo_ids, caption_ids = ctx.saved_tensors
         of_images = torch.empty_like(images)
         of_texts = torch.zeros_like(texts)
         of_scale = torch.zeros_like(scale)
@@ -129,9 +134,19 @@ class BlockwiseClipLoss(torch.autograd.Function):
             products = images[block] @ texts.T  # (n, N)
             of_logits = (scale * products - rows[block, None]).exp_()  # the softmax over the texts of each image …
             of_logits += (scale * products - columns).exp_()  # … and over the images of each text
+            of_logits.masked_fill_(masked_in_block(photo_ids, caption_ids, block), 0)
             of_logits.diagonal(start).sub_(2)
             of_logits *= gradient / (2 * len(images))
             of_images[block] = scale * of_logits @ texts
             of_texts.addmm_(of_logits.T, scale * images[block])
             of_scale += torch.dot(of_logits.flatten(), products.flatten())
-        return of_images, of_texts, of_scale
+        return of_images, of_texts, of_scale, None, None
+
+
+def masked_in_block(photo_ids, caption_ids, block):
+    """Return which pairs of n rows and all N columns are no pairs of the batch and yet belong together: (n, N) bool."""
+    same_photo = photo_ids[block, None] == photo_ids  # (n, N)
+    same_caption = caption_ids[block, None] == caption_ids  # (n, N)
+    masked = same_photo | same_caption
+    masked.diagonal(block.start).fill_(False)
+    return masked

@@ -1,105 +1,299 @@
-"""The forms in which captions lie about, read into rows; whatever is wrong is named by file and line.
+"""Captions in any of the forms in which they lie about, read into rows of one kind.
 
-    captions.txt         CSV with the header image,caption        photo.jpg,A dog runs through the water .
-    Flickr8k.token.txt   name, number, tab, caption               photo.jpg#0	A dog runs through the water .
-    shards               tars of KEY.jpg and KEY.txt              support/tars.py
+    CSV                 a header that names both columns   image,caption
+                                                           photo.jpg,A dog runs through the water .
+    TSV, semicolons     the same between other marks       filepath;title
+    Flickr30k           bars between the columns           image_name| comment_number| comment
+    Flickr8k            name, number, tab, caption         photo.jpg#0	A dog runs through the water .
+    Karpathy's JSON     photos with their sentences        {"images": [{"filename": …, "split": …, "sentences": […]}]}
+    COCO's JSON         photos, and captions beside them   {"images": [{"id": …}], "annotations": [{"image_id": …}]}
+    JSON lines          an object a line                   {"file_name": "photo.jpg", "text": "A dog runs …"}
+    Parquet             as data sets of the hub have it    columns image (with its bytes) and caption
+    pairs of files      photo.jpg and photo.txt            a caption a line
+    shards              tars of KEY.jpg and KEY.txt        support/tars.py
+
+The forms are told apart by their content. Each has its reader in support/caption_forms.py or support/caption_tables.py;
+here the files are found, and where the photos lie.
 """
 
-import csv
-from io import StringIO
-from pathlib import Path, PurePath
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import NamedTuple
 
+from support.caption_forms import (
+    JUDGEMENTS,
+    PAIRS,
+    PARQUET,
+    pair_rows,
+    picture_text_pairs,
+    recognised,
+    split_in_name,
+)
 from support.errors import UserError
-from support.tars import is_sharded, shard_captions
+from support.files import writable
+from support.picture_kinds import IMAGE_SUFFIXES
+from support.source import as_source
+from support.tars import dataset_folder, is_sharded, shard_captions, split_of_shard
 
 MADE_BY = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "python data/sample_scenes.py"}
+KNOWN_NAMES = ("captions.txt", "Flickr8k.token.txt")  # of these the first one that is there holds the captions
+SUFFIXES = {".txt", ".csv", ".tsv", ".token", ".json", ".jsonl", ".parquet"}
+FOLDERS_OF_CAPTIONS = ("annotations", "data", "train", "validation", "valid", "val", "dev", "test")
+UNPACKED = ".clip-cache/photos"  # photos that lay in Parquet files
+EXPECTED = (
+    "expected captions.txt with the header image,caption, another table (CSV, TSV, JSON, JSON lines, Parquet) that "
+    "names photos and their captions, or photo.txt beside photo.jpg: data/README.md shows each"
+)
 
 
-def caption_rows(data_dir):
-    """Return the [(image, caption)] of a dataset folder, or of a pattern of shards, in their order.
+class Row(NamedTuple):
+    """One caption of one photo."""
+
+    image: str  # the photo's name: its path below the folder of photos
+    caption: str
+    split: str | None = None  # train, dev or test, where the captions say so
+
+
+@dataclass
+class Captions:
+    """All captions of a dataset, and where its photos lie."""
+
+    rows: list  # `Row`s, in the order of the files
+    form: str  # what the files are, in words
+    files: list  # that were read: paths
+    paths: dict  # {image: where the photo lies, as text}, in the order of the rows
+    missing: set = field(default_factory=set)  # images whose photo is not there
+    renamed: dict = field(default_factory=dict)  # {name as it is written: name of the file}, where these differ
+
+    def description(self):
+        """Return what was read, as one line for people."""
+        counts = sorted(Counter(row.image for row in self.rows).values())
+        usual = counts[len(counts) // 2]
+        each = "1 caption a photo" if usual == 1 else f"{usual} captions a photo"
+        if counts[0] != counts[-1]:
+            each += f" (from {counts[0]} to {counts[-1]})"
+        names = ", ".join(str(path) for path in self.files[:3])
+        if len(self.files) > 3:
+            names += f" and {len(self.files) - 3:,} more"
+        return f"reading {names} as {self.form}: {each}"
+
+
+def captions_of(data):
+    """Return the `Captions` of a dataset, named by its path or by a `Source`.
 
     Every caption is text: "None" and "NA" too. Rows with an empty caption are left out. Raises UserError with file and
-    line for a row that cannot be used.
+    line for a row that cannot be used, and one that says what is expected where there are no captions.
     """
-    data_dir = Path(data_dir)
-    if is_sharded(data_dir):
-        return shard_captions(data_dir)
+    source = as_source(data)
+    if is_sharded(source.data_dir):
+        return captions_of_shards(source)
 
-    path, rows_of = captions_file(data_dir)
+    found = find_captions(source)
+    folders = folders_of_photos(source, found)
     rows = []
-    for line, image, caption in rows_of(read_text(path), path):
-        if not is_inside_folder(image):
-            raise UserError(f"{path} line {line}: {image!r} must be a file name inside {data_dir / 'Images'}")
-        if caption.strip():
-            rows.append((image, caption.strip()))
+    for file, rows_of in found.readers.items():
+        for place, image, caption, split in rows_of():
+            if not is_inside_folder(image):
+                raise UserError(f"{file} {place}: {image!r} must be a file name inside {folders[0]}")
+            if caption.strip():
+                rows.append(Row(found.prefix(file) + image, caption.strip(), split))
     if not rows:
-        raise UserError(f"{path} holds no captions")
-    return rows
+        raise UserError(f"{next(iter(found.readers))} holds no captions")
+    if len({row.split for row in rows}) == 1:  # one file that happens to be called train.csv divides nothing
+        rows = [row._replace(split=None) for row in rows]
+
+    paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), folders)
+    if renamed:
+        rows = [row._replace(image=renamed.get(row.image, row.image)) for row in rows]
+    return Captions(rows, found.form, list(found.readers), paths, missing, renamed)
 
 
-def captions_file(data_dir):
-    """Return the captions file of a dataset folder and the function that reads its lines."""
-    if not data_dir.is_dir():
-        maker = MADE_BY.get(data_dir.as_posix())
+def captions_of_shards(source):
+    """Return the `Captions` of a pattern of shards, whose names say which split they are."""
+    folder = dataset_folder(source.data_dir)
+    rows = []
+    paths = {}
+    for image, caption in shard_captions(source.data_dir):
+        rows.append(Row(image, caption, split_of_shard(image)))
+        paths[image] = str(folder / image)
+    return Captions(rows, "shards", [source.data_dir], paths)
+
+
+# ---------------------------------------------------------------- finding the captions
+
+
+class Found(NamedTuple):
+    """The files that hold the captions of a dataset."""
+
+    form: str  # in words
+    readers: dict  # {path: a function that yields (place, image, caption, split)}
+
+    def prefix(self, file):
+        """Return what stands before the names of photos in one of several files that are called alike.
+
+        In an image folder of the library `datasets`, train/metadata.jsonl and test/metadata.jsonl each speak of the
+        photos beside them.
+        """
+        names = [path.name for path in self.readers]
+        return f"{file.parent.name}/" if names.count(file.name) > 1 else ""
+
+
+def find_captions(source):
+    """Return the `Found` files of a dataset; raises UserError where there are none, or several could be meant."""
+    folder = source.data_dir
+    known = [folder / name for name in KNOWN_NAMES if (folder / name).is_file()]
+    if folder.is_file():
+        files = [folder]
+    elif known:
+        files = known[:1]
+    elif folder.is_dir():
+        files = caption_like_files(folder)
+    else:
+        maker = MADE_BY.get(folder.as_posix())
         hint = f"type {maker}" if maker else "see data/README.md"
-        raise UserError(f"there is no dataset folder {data_dir}: {hint}, or name another with --data-dir DIR")
-    for name, rows_of in (("captions.txt", csv_rows), ("Flickr8k.token.txt", token_rows)):
-        if (data_dir / name).is_file():
-            return data_dir / name, rows_of
-    raise UserError(f"{data_dir} has no captions.txt (CSV, header image,caption) and no Flickr8k.token.txt")
+        raise UserError(f"there is no dataset folder {folder}: {hint}, or name another with --data-dir DIR")
+
+    unpacked = folder_of_unpacked_photos(source)
+    forms = {}
+    readers = {}
+    for path in files:
+        forms[path], reader = recognised(path, source, unpacked)
+        if reader is not None:
+            readers[path] = reader
+    if len(readers) > 1 and not all(split_in_name(path) for path in readers):
+        names = " or ".join(str(path) for path in readers)
+        raise UserError(f"several files hold captions: name one of them, --data-dir {names}")
+    if readers:
+        return Found(forms[next(iter(readers))], readers)
+
+    pairs = picture_text_pairs(folder) if not known and folder.is_dir() else []
+    if not pairs:
+        raise UserError(f"{folder} has no captions: {seen_instead(forms)}{EXPECTED}")
+    return Found(PAIRS, {folder: lambda: pair_rows(pairs, folder)})
+
+
+def folder_of_unpacked_photos(source):
+    """Return where the photos of Parquet files are put: beside what else is kept of a dataset."""
+    inside = writable(dataset_folder(source.data_dir) / UNPACKED / "photo.jpg")  # or in the cache of the user
+    return inside.parent
+
+
+def caption_like_files(folder):
+    """Return the files of a dataset folder that could hold captions of many photos, by their names; sorted."""
+    inside = list(folder.iterdir())
+    pictures = {path.stem for path in inside if path.suffix.lower() in IMAGE_SUFFIXES}
+    files = [path for path in inside if path.suffix.lower() in SUFFIXES and path.stem not in pictures]
+    for name in FOLDERS_OF_CAPTIONS:
+        for path in (folder / name).glob("*"):
+            is_coco_captions = path.suffix == ".json" and path.name.startswith("captions_")  # beside instances_….json
+            if is_coco_captions or path.suffix == ".parquet" or path.stem == "metadata":
+                files.append(path)
+    return sorted(path for path in files if path.is_file() and not is_no_caption_file(path))
+
+
+def is_no_caption_file(path):
+    """Return whether a file is known by its name to hold something else: split lists, notes, hidden files."""
+    name = path.name.lower()
+    return name.endswith("images.txt") or name.startswith((".", "readme", "license", "requirements"))
+
+
+def seen_instead(forms):
+    """Return words about files that were looked at and hold no captions: {path: what they hold, or None}."""
+    words = ""
+    unknown = []
+    for path, form in forms.items():
+        if form == JUDGEMENTS:
+            words += (
+                f"{path.name} holds judgements of how well captions fit, as Flickr8k's ExpertAnnotations.txt and "
+                "CrowdFlowerAnnotations.txt do, and no captions; "
+            )
+        else:
+            unknown.append(f"{path.name} line 1 names no image and no caption column: {first_line(path)!r}")
+    if unknown:
+        words += f"{' and '.join(unknown[:3])}; if it is a table, say --image-column NAME --caption-column NAME; "
+    return words
+
+
+def first_line(path):
+    """Return the beginning of a file, as text."""
+    with path.open("rb") as file:
+        return file.readline(60).decode("utf-8", "replace").strip()
+
+
+# ---------------------------------------------------------------- finding the photos
 
 
 def is_inside_folder(name):
-    """Return whether a name from a captions file leads to a file inside Images/, and nowhere else."""
+    """Return whether a name from a captions file leads to a file inside the folder of photos, and nowhere else."""
     path = PurePath(name)
     return bool(name) and not path.anchor and ".." not in path.parts and "\0" not in name
 
 
-def read_text(path):
-    """Return a UTF-8 file as a list of lines with their ends; a byte-order mark, as spreadsheets write, is dropped."""
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path} line {line}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8, which "
-            "spreadsheets call CSV UTF-8"
-        ) from None
-    return StringIO(text, newline="").readlines()
+def folders_of_photos(source, found):
+    """Return the folders in which photos may lie, the likeliest first."""
+    if source.image_dir is not None:
+        if not source.image_dir.is_dir():
+            raise UserError(f"--image-dir {source.image_dir}: there is no such folder")
+        return [source.image_dir]
+    folder = dataset_folder(source.data_dir)
+    if found.form == PARQUET:
+        return [folder_of_unpacked_photos(source), folder]
+    beside = [path.parent for path in found.readers if path != folder]
+    others = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return list(dict.fromkeys([folder / "Images", folder, *beside, *others]))
 
 
-def csv_rows(lines, path):
-    """Yield (line number, image, caption) from the lines of a CSV file with the header `image,caption`."""
-    reader = csv.reader(lines, strict=True)
-    line = 1
-    try:
-        header = next(reader, [])
-        if [name.strip().lower() for name in header] != ["image", "caption"]:
-            raise UserError(f"{path} line 1: the header must be image,caption, not {','.join(header)[:60]!r}")
+def find_photos(names, folders):
+    """Return where photos lie: {name: path as text}, the names of those that are nowhere, and {name: true name}.
 
-        line = reader.line_num + 1
-        for row in reader:
-            if reader.line_num > line:  # one stray quote swallows all rows up to the next one
-                raise UserError(f"{path} line {line}: a quote opens here and closes only in line {reader.line_num}")
-            if len(row) == 1:
-                raise UserError(f"{path} line {line}: no comma between image and caption: {row[0][:60]!r}")
-            if row:
-                image, *caption = row
-                yield line, image.strip(), ",".join(caption)  # a comma without quotes is still caption
-            line = reader.line_num + 1
-    except csv.Error as error:
-        fault = "a quote opens here and never closes" if "end of data" in str(error) else error
-        raise UserError(f"{path} line {line}: {fault}; inside quotes, write a quote twice") from None
+    Names that differ from a file's only in capitals, or in how accents are composed, as those written on another
+    system do, are taken for it where exactly one file fits.
+    """
+    folders = folders_in_use(list(names), folders)
+    paths = {}
+    missing = set()
+    renamed = {}
+    files_like = None
+    for name in names:
+        places = [os.path.join(folder, name) for folder in folders]
+        place = next((place for place in places if os.path.isfile(place)), None)
+        if place is None:
+            if files_like is None:  # folders are listed only where a name is not found as it is written
+                files_like = files_by_folded_name(folders)
+            alike = files_like[folded(name)]
+            if len(alike) == 1:
+                ((true_name, place),) = alike
+                renamed[name] = true_name
+        if place is None:
+            missing.add(name)
+        paths[renamed.get(name, name)] = place or places[0]
+    return paths, missing, renamed
 
 
-def token_rows(lines, path):
-    """Yield (line number, image, caption) from `name#0<TAB>caption` lines."""
-    for line, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        name, tab, caption = text.rstrip("\r\n").partition("\t")
-        if not tab or "#" not in name:
-            raise UserError(f"{path} line {line}: expected name#0<TAB>caption, not {text.strip()[:60]!r}")
-        image, _, _ = name.rpartition("#")
-        yield line, image.strip(), caption
+def folders_in_use(names, folders):
+    """Return those of some folders that hold photos of these names; where none does, those that are there."""
+    sample = names[:: max(1, len(names) // 200)]
+    in_use = [folder for folder in folders if any(os.path.isfile(folder / name) for name in sample)]
+    there = [folder for folder in folders if folder.is_dir()]
+    return in_use or there or folders[:1]
+
+
+def files_by_folded_name(folders):
+    """Return the files of some folders and those in them: {folded name: [(name below the folder, path)]}."""
+    files = defaultdict(list)
+    for folder in folders:
+        for parent, below, names in os.walk(folder):
+            below[:] = [name for name in below if not name.startswith(".")]
+            for name in names:
+                path = os.path.join(parent, name)
+                name_below = os.path.relpath(path, folder).replace(os.sep, "/")
+                files[folded(name_below)].append((name_below, path))
+    return files
+
+
+def folded(name):
+    """Return a name without regard to capitals and to how its accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()

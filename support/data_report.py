@@ -7,12 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from support.errors import UserError
 from support.images import read_image
+from support.looks import ALIKE, look_of_picture, most_alike, size_of_picture
+from support.picture_kinds import skipped_lines
 from support.process import usable_cores
 from support.progress import with_progress
 from support.tars import contents, is_sharded, shard_faults
 
+LOOKED_AT = 500  # train photos that are compared with all others
+MOST_ALIKE = 0.3  # of the train photos that may have one that looks the same
 MOST_UNUSABLE = 0.5  # of the photos, of all or of a split, that may be missing or unreadable
 NAMED = 5  # photos of each kind that are named; they are all counted
 
@@ -22,11 +28,16 @@ class DataReport:
     """Names of photos, by what is wrong with them."""
 
     missing: list = field(default_factory=list)  # in the captions, but not in the folder
+    renamed: list = field(default_factory=list)  # "a.JPG is a.jpg"
     unreadable: dict = field(default_factory=dict)  # name: reason
     without_captions: list = field(default_factory=list)  # listed in a split, or lying in a shard
     in_no_split: list = field(default_factory=list)
     in_two_splits: list = field(default_factory=list)
     duplicates: list = field(default_factory=list)  # lists of names, equal byte for byte
+    leaks: list = field(default_factory=list)  # (name in dev or test, name in train) that look the same
+    alike: float = 0.0  # part of the train photos that have one that looks the same among them
+    sizes: Counter = field(default_factory=Counter)  # {(width, height): photos}
+    lines: list = field(default_factory=list)  # for people, of all this
 
     @property
     def unusable(self):
@@ -34,28 +45,36 @@ class DataReport:
         return {*self.missing, *self.unreadable}
 
 
-def report_on(captioned, there, splits):
+def report_on(captions, splits):
     """Return a `DataReport` of names alone; `open_photos` looks into the files.
 
-    captioned: the names in the captions. there: those of them whose file exists. splits: {split: [name]}.
+    captions: `support.captions.Captions`. splits: {split: [name]}.
     """
+    captioned = set(captions.paths)
+    there = captioned - captions.missing
     listed = [name for names in splits.values() for name in names]
     return DataReport(
-        missing=sorted(captioned - there),
+        missing=sorted(captions.missing),
+        renamed=sorted(f"{written} is {name}" for written, name in captions.renamed.items()),
         without_captions=sorted(set(listed) - captioned),
         in_no_split=sorted(there - set(listed)),
         in_two_splits=sorted(name for name, count in Counter(listed).items() if count > 1),
     )
 
 
-def open_photos(report, paths):
-    """Open photos, {name: path}, on all cores and at an eighth of their size, and add to a report what is wrong."""
+def open_photos(report, paths, splits):
+    """Open photos, {name: path}, on all cores and at an eighth of their size, and add to a report what is seen."""
     copies = defaultdict(list)  # hash of the bytes: names
+    looks = {}
 
     def open_photo(name):
         try:
             content = contents(paths[name])
-            read_image(paths[name], shrink_to=32, content=content)
+            pixels = read_image(paths[name], shrink_to=32, content=content)
+            looks[name] = look_of_picture(pixels)
+            size = size_of_picture(content)
+            if size:
+                report.sizes[size] += 1
             copies[hashlib.sha256(content).digest()].append(name)
         except OSError as error:
             report.unreadable[name] = str(error)
@@ -66,6 +85,26 @@ def open_photos(report, paths):
             pass
     report.unreadable = dict(sorted(report.unreadable.items()))
     report.duplicates = sorted(sorted(names) for names in copies.values() if len(names) > 1)
+    compare_looks(report, looks, splits)
+
+
+def compare_looks(report, looks, splits):
+    """Add to a report which photos look the same, by their {name: look}."""
+    held_out = [name for split in ("dev", "test") for name in splits.get(split, ()) if name in looks]
+    trained = [name for name in splits.get("train", ()) if name in looks and name not in set(held_out)]
+    if len(trained) < 2 or not held_out:
+        return
+    looks_of_train = np.stack([looks[name] for name in trained])  # (N, 192)
+
+    cosines, rows = most_alike(np.stack([looks[name] for name in held_out]), looks_of_train)
+    equal = {name for names in report.duplicates for name in names}  # these are told already
+    for name, cosine, row in zip(held_out, cosines, rows, strict=True):
+        if cosine >= ALIKE and not {name, trained[row]} <= equal:
+            report.leaks.append((name, trained[row]))
+
+    some = slice(0, LOOKED_AT)
+    cosines = np.sort(looks_of_train[some].astype(np.float32) @ looks_of_train.astype(np.float32).T, axis=1)
+    report.alike = float((cosines[:, -2] >= ALIKE).mean())  # the last is the photo itself
 
 
 def add_shard_faults(report, data_dir):
@@ -75,34 +114,27 @@ def add_shard_faults(report, data_dir):
         report.unreadable |= cut_off
 
 
-def refuse_if_mostly_unusable(report, names_of_split, data_dir):
+def refuse_if_mostly_unusable(report, names_of_split, captions, data_dir):
     """Raise UserError if more than half of all photos, or of those of a split, are missing or unreadable."""
-    everything = set(report.missing).union(*names_of_split.values())
+    everything = captions.missing.union(*names_of_split.values())
     for part, names in {**names_of_split, "all splits": everything}.items():
         bad = sorted(names & report.unusable)
         if len(bad) > MOST_UNUSABLE * len(names):
-            refuse_without_images(report, data_dir)
             raise UserError(
                 f"{data_dir}: of {len(names):,} photos in {part}, {len(bad):,} are missing or unreadable "
-                f"({some_of(bad)}), more than {MOST_UNUSABLE:.0%}: look whether Images/ is whole, and is the one that "
-                "captions.txt speaks of"
+                f"({some_of(bad)}), more than {MOST_UNUSABLE:.0%}: {what_to_do(bad[0], captions)}"
             )
 
 
-def refuse_without_images(report, data_dir):
-    """Raise UserError if photos are missing for one of two reasons that many folders have."""
-    folder = Path(data_dir) / "Images"
-    if is_sharded(data_dir):
-        return
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}: put the photos there (the capital letter counts)")
-    for name in report.missing:
-        found = sorted(folder.glob(f"{glob.escape(name)}.*"))
-        if found:
-            raise UserError(
-                f"{data_dir}: the captions speak of {name!r}, and the photo is called {found[0].name!r}: write names "
-                "with their ending"
-            )
+def what_to_do(name, captions):
+    """Return what should be looked at, because of a photo that cannot be used."""
+    path = Path(captions.paths[name])
+    with_ending = sorted(path.parent.glob(f"{glob.escape(path.name)}.*"))
+    if name in captions.missing and with_ending:
+        return f"the captions speak of {name!r}, and the photo is called {with_ending[0].name!r}: write whole names"
+    if name in captions.missing:
+        return f"{name} was looked for as {path}: put the photos there, or say --image-dir DIR"
+    return "are these the photos that the captions speak of?"
 
 
 def refuse_if_too_few(splits, lines, data_dir):
@@ -123,20 +155,32 @@ def report_lines(report, splits, data_dir):
     splits: the table of each split, without the photos that are left out.
     """
     split_of = {name: split for split, table in splits.items() for name in table["image"]}
+    leaks = [f"{name} ({split_of.get(name)}) and {other} (train)" for name, other in report.leaks]
     copies = [" = ".join(f"{name} ({split_of[name]})" for name in names) for names in report.duplicates]
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{data_dir}: {captions:,} captions; photos: {counts}"]
-    for what, names in (
-        ("missing, left out", report.missing),
-        ("unreadable, left out", list(report.unreadable.values())),
-        ("listed, but without captions", report.without_captions),
-        ("in no split, not used", report.in_no_split),
-        ("in two splits, not trained on", report.in_two_splits),
-        ("the same photo byte for byte", copies),
+    for what, photos, words in (
+        ("missing, left out", report.missing, report.missing),
+        ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),
+        ("named with other capitals or accents, taken all the same", report.renamed, report.renamed),
+        ("listed, but without captions", report.without_captions, report.without_captions),
+        ("in no split, not used", report.in_no_split, report.in_no_split),
+        ("in two splits, not trained on", report.in_two_splits, report.in_two_splits),
+        ("the same photo byte for byte", copies, copies),
     ):
-        if names:
-            lines.append(f"  {what}: {len(names):,} ({some_of(names)})")
+        if photos:
+            lines.append(f"  {what}: {len(photos):,} ({some_of(words)})")
+    if leaks:
+        lines.append(
+            f"  look the same in train and outside it, which flatters recall: {len(leaks):,} ({some_of(leaks)}): list "
+            f"both in one split, in {data_dir}/Flickr_8k.trainImages.txt and so on"
+        )
+    if report.alike > MOST_ALIKE:
+        lines.append(
+            f"  look alike: {report.alike:.0%} of the train photos have one that looks the same, as frames of a video "
+            "do: which of them is the right one is chance; leave copies out"
+        )
     dev = splits["dev"]["image"].nunique() if "dev" in splits else 0
     if 0 < dev < 20:
         lines.append(f"  dev has only {dev} photos: its recall means little, and picks the best epoch by chance")

@@ -62,7 +62,8 @@ def name_below(folder, file):
 
 def file_key(file, folder):
     """Return what identifies a file of a folder and its content: its name and stamp."""
-    return f"{file.relative_to(folder).as_posix()}|{stamp(file) or 'missing'}"
+    name = file.relative_to(folder) if file.is_relative_to(folder) else file
+    return f"{name.as_posix()}|{stamp(file) or 'missing'}"
 
 
 def model_files(directory):

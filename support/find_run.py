@@ -16,10 +16,15 @@ def newest_run(holding, pattern="*"):
 
 
 def checkpoint_dir(given):
-    """Return the model directory given, `best/` of the run given or the newest, or the copy of "hf-hub:OWNER/NAME"."""
+    """Return the model directory given, `best/` of the run given or the newest, or the copy of "hf-hub:OWNER/NAME".
+
+    A file, such as model.safetensors, means the directory that it lies in.
+    """
     if str(given).startswith("hf-hub:"):
         from support.hub import model_folder
 
         return model_folder(given)
+    if given and given.is_file():
+        given = given.parent
     run_dir = given or newest_run("best/config.json")
     return run_dir / "best" if (run_dir / "best").is_dir() else run_dir

@@ -4,9 +4,14 @@ Each function draws one file. They stand apart from the scripts that call them, 
 matplotlib is imported where something is drawn, because it costs half a second, and its `Figure` needs no display.
 """
 
+import re
+import textwrap
+from collections import Counter
+
 import numpy as np
 
 from support.contact_sheet import Tile, draw_sheet, thumbnail
+from support.errors import shown
 
 # ---------------------------------------------------------------- a run
 
@@ -105,3 +110,37 @@ def draw_confusion(confusion, names, path):
     axes.set_xticklabels(names, rotation=90, parse_math=False)
     axes.set_yticklabels(names, parse_math=False)
     figure.savefig(path, dpi=110)
+
+
+# ---------------------------------------------------------------- a dataset
+
+
+def draw_data_report(pairs, lengths, sizes, captions, path, most_words=20):
+    """Draw nine photos with a caption each, how long captions are, how large photos are, and the commonest words.
+
+    pairs: [((S, S, 3) uint8 pixels, caption)], at most nine. lengths: of all captions, in tokens. sizes: {(width,
+    height): photos}. captions: all of them.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 10), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[3, 2])
+    for axes in left.subplots(3, 3).flat:
+        axes.axis("off")
+    for axes, (pixels, caption) in zip(left.axes, pairs, strict=False):
+        axes.imshow(pixels)
+        axes.set_title("\n".join(textwrap.wrap(shown(caption), 34)[:4]), fontsize=9)
+
+    tokens, pixels, words = right.subplots(3, 1, height_ratios=[1, 1, 2])
+    tokens.hist(lengths, bins=np.arange(min(lengths), max(lengths) + 2) - 0.5)
+    tokens.set(title="tokens of a caption", ylabel="captions")
+    widths, heights = zip(*sizes, strict=True)
+    pixels.scatter(widths, heights, [10 + 190 * count / max(sizes.values()) for count in sizes.values()], alpha=0.5)
+    pixels.set(title="sizes of photos in pixels (larger dots: more of them)", xlabel="width", ylabel="height")
+    pixels.set(xlim=(0, 1.2 * max(widths)), ylim=(0, 1.2 * max(heights)))
+
+    counts = Counter(word for caption in captions for word in re.findall(r"\w{4,}", caption.lower()))
+    common = counts.most_common(most_words)[::-1]
+    words.barh([shown(word) for word, _ in common], [count for _, count in common])
+    words.set(title="commonest words of four letters or more", xlabel="times")
+    figure.savefig(path, dpi=100)

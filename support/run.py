@@ -33,7 +33,8 @@ from support.process import is_first_process, process_count
 from support.progress import with_progress
 
 CURVES_EVERY = 60  # seconds
-HARMLESS = {"resume", "run_dir", "device", "workers", "data_dir", "epochs", "micro_batch"}  # may change in a resume
+# what may change in a resume
+HARMLESS = {"resume", "run_dir", "device", "workers", "data_dir", "image_dir", "epochs", "micro_batch"}
 
 
 def folder_to_resume(run_dir=None, preset=None):

@@ -21,7 +21,11 @@ from support.errors import UserError
 from support.progress import with_progress
 
 MOST_SHARDS = 100_000  # that a pattern may name
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
+# Of what support/picture_kinds.py names all that is read in every installation. Camera RAW is not among them: a photo
+# often lies in a tar beside the RAW that it was made of, and that one is ten times as large.
+PICTURES = (
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "hif",
+)  # fmt: skip
 
 
 def is_sharded(data_dir):
@@ -30,8 +34,9 @@ def is_sharded(data_dir):
 
 
 def dataset_folder(data_dir):
-    """Return the folder that a dataset lies in, and where what is kept of it goes: of shards their own folder."""
-    return Path(data_dir).parent if is_sharded(data_dir) else Path(data_dir)
+    """Return the folder that a dataset lies in, and where what is kept of it goes: of shards, or a file, their own."""
+    is_folder = not is_sharded(data_dir) and not Path(data_dir).is_file()
+    return Path(data_dir) if is_folder else Path(data_dir).parent
 
 
 def tar_of(path):

@@ -191,6 +191,10 @@ def test_commands_take_the_newest_run():
     assert checkpoint_dir(None) == Path("runs/new/best")
     assert checkpoint_dir(Path("elsewhere")) == Path("elsewhere")
     assert checkpoint_dir(Path("runs/old")) == Path("runs/old/best")  # a run folder means its best model
+    for part in ("best", "last"):  # and a file the folder that it lies in
+        assert checkpoint_dir(Path("runs/old") / part / "config.json") == Path("runs/old") / part
+    Path("runs/old/metrics.jsonl").touch()
+    assert checkpoint_dir(Path("runs/old/metrics.jsonl")) == Path("runs/old/best")
 
 
 def test_without_a_run_the_error_says_what_to_type():

@@ -13,14 +13,15 @@ from PIL import Image
 from dataset import (
     CaptionDataset,
     Precomputed,
+    draw_splits,
     epoch_draws,
     image_loader,
     inspect_dataset,
     load_splits,
+    load_usable_splits,
     pad,
     read_captions,
     read_square,
-    split_images,
     split_table,
     start_epoch,
     tokenize,
@@ -36,7 +37,7 @@ from support.wordpiece import train_tokenizer
 def rows(directory, text, name="captions.txt"):
     """The (image, caption) rows that are read from a captions file with this text or these bytes."""
     (directory / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [tuple(row) for row in read_captions(directory).itertuples(index=False)]
+    return [tuple(row) for row in read_captions(directory)[["image", "caption"]].itertuples(index=False)]
 
 
 # ---------------------------------------------------------------- captions
@@ -82,8 +83,8 @@ def test_csv_is_preferred_to_the_token_file(tmp_path):
 
 
 @pytest.mark.parametrize("text, complaint", [
-    ("file,text\na.jpg,One\n", "captions.txt line 1: the header must be image,caption, not 'file,text'"),
-    ("a.jpg,One\n", "line 1: the header must be image,caption"),
+    ("number,words\na.jpg,One\n", "captions.txt line 1 names no image and no caption column: 'number,words'"),
+    ("a.jpg,One\n", "line 1 names no image and no caption column.*expected captions.txt with the header image,caption"),
     ("image,caption\na.jpg,One\nb.jpg\n", "line 3: no comma between image and caption: 'b.jpg'"),
     ('image,caption\na.jpg,"One\nb.jpg,Two\n', "line 2: a quote opens here and never closes"),
     ('image,caption\na.jpg,One\nb.jpg,"Two\nc.jpg,Three\nd.jpg,"\n', "line 3: a quote opens here .* line 5"),
@@ -105,7 +106,7 @@ def test_a_bad_token_row_is_named_by_line(tmp_path):
 
 
 def test_a_folder_without_captions_says_what_is_looked_for(tmp_path):
-    with pytest.raises(UserError, match="no captions.txt"):
+    with pytest.raises(UserError, match="has no captions: expected captions.txt with the header"):
         read_captions(tmp_path)
     with pytest.raises(UserError, match="nowhere: .* --data-dir DIR"):
         read_captions(tmp_path / "nowhere")
@@ -161,15 +162,15 @@ def test_a_photo_in_two_splits_is_kept_out_of_train(tmp_path):
 
 def test_without_lists_a_seeded_split_by_image():
     names = [f"{number}.jpg" for number in range(200)]
-    splits = split_images("no-lists-here", np.repeat(names, 5), split_seed=0)
+    splits = draw_splits(np.repeat(names, 5), split_seed=0)
     assert {split: len(images) for split, images in splits.items()} == {"train": 160, "dev": 20, "test": 20}
     assert sorted(splits["train"] + splits["dev"] + splits["test"]) == sorted(names)  # each image in one split
-    assert splits == split_images("no-lists-here", names[::-1], split_seed=0)  # whatever the order of the file
-    assert splits["dev"] != split_images("no-lists-here", names, split_seed=1)["dev"]
+    assert splits == draw_splits(names[::-1], split_seed=0)  # whatever the order of the file
+    assert splits["dev"] != draw_splits(names, split_seed=1)["dev"]
 
 
 def test_a_tiny_dataset_still_gets_every_split():
-    splits = split_images("no-lists-here", ["a.jpg", "b.jpg", "c.jpg"])
+    splits = draw_splits(["a.jpg", "b.jpg", "c.jpg"])
     assert all(len(images) == 1 for images in splits.values())
 
 
@@ -290,7 +291,7 @@ def pairs_of(directory, seed=0, size=32, captions_per_photo=1):
     tokenizer = train_tokenizer(table["caption"], max_tokens=64)
     transform = train_transform(size, 0.75)
     pairs = CaptionDataset(
-        table, directory, tokenizer, transform, size, 64, seed, captions_per_photo=captions_per_photo
+        table, tokenizer, transform, size, 64, seed, captions_per_photo=captions_per_photo
     )
     return pairs, table, tokenizer
 
@@ -345,7 +346,7 @@ def test_known_features_stand_in_for_photos_and_captions(sample_dir):
     tokenizer = train_tokenizer(table["caption"], 64)
     known = Precomputed(image_features=torch.randn(96, 7), text_features=torch.randn(len(table), 5))
     known_pairs, (pairs, _, _) = (
-        CaptionDataset(table, sample_dir, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
+        CaptionDataset(table, tokenizer, train_transform(32, 0.75), 32, 64, 0, known), pairs_of(sample_dir))
     (batch, *_), (plain, *_) = batches_of(known_pairs, epoch=2), batches_of(pairs, epoch=2)
     assert batch.pixels is None and batch.input_ids is None and batch.attention_mask is None
     assert torch.equal(batch.photo_rows, plain.photo_rows)
@@ -384,8 +385,9 @@ def test_a_photo_is_shown_with_as_many_captions_as_are_asked_for(sample_dir):
 
 def test_a_photo_with_fewer_captions_shows_them_again():
     table = pd.DataFrame({"image": list("abaacc"), "caption": ["one", "two", "three", "four", "five", "six"]})
+    table["path"] = table["original"] = table["image"]
     tokenizer = train_tokenizer(table["caption"], 16)
-    pairs = CaptionDataset(table, "", tokenizer, None, 32, 16, captions_per_photo=3)
+    pairs = CaptionDataset(table, tokenizer, None, 32, 16, captions_per_photo=3)
     assert pairs.captions_of == [[0, 2, 3], [1], [4, 5]] and pairs.captions_per_photo == 2  # as most photos have
     assert pairs.drawn_captions(0, 4) == [2, 3] and pairs.drawn_captions(1, 4) == [1, 1]
     assert pairs.drawn_captions(2, 5) == [5, 4]
@@ -441,8 +443,9 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     """Captions of one photo need not stand together in the file."""
     names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:2]
     table = pd.DataFrame({"image": [names[1], names[0], names[1]], "caption": ["one", "two", "three"]})
+    table["path"] = table["original"] = table["image"]
     tokenizer = train_tokenizer(table["caption"], 16)
-    pairs = CaptionDataset(table, sample_dir, tokenizer, train_transform(32), 32, 16)
+    pairs = CaptionDataset(table, tokenizer, train_transform(32), 32, 16)
     assert [path.name for path in pairs.photos.paths] == [names[1], names[0]]
     assert pairs.captions_of == [[0, 2], [1]]
     assert [pairs.token_ids[row] for row in (0, 2, 1)] == tokenize(tokenizer, ["one", "three", "two"], 16)
@@ -458,3 +461,22 @@ def test_image_loader_reads_nested_and_odd_names(tmp_path, sample_dir):
     assert good == [0] and not bad
     assert (pixels[0].permute(1, 2, 0).numpy().astype(int) - expected).__abs__().mean() < 2
     assert os.path.exists(odd)
+
+
+def test_a_batch_says_which_photos_and_captions_are_equal(tmp_path, sample_dir):
+    """For the loss, which must not push them apart: equal to the tower, and so without regard to capitals here."""
+    source = sorted((sample_dir / "Images").iterdir())
+    (tmp_path / "Images").mkdir()
+    for name, original in (("a.jpg", 0), ("b.jpg", 0), ("c.jpg", 1), ("d.jpg", 2), ("e.jpg", 3)):
+        shutil.copy(source[original], tmp_path / "Images" / name)
+    captions = ["A dog runs", "Two cats", "a dog runs", "Snow", "Snow on a hill"]
+    rows_of_file = "".join(f"{name}.jpg,{caption}\n" for name, caption in zip("abcde", captions, strict=True))
+    (tmp_path / "captions.txt").write_text("image,caption\n" + rows_of_file)
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
+    (tmp_path / "Flickr_8k.devImages.txt").write_text("e.jpg\n")
+
+    splits, _ = load_usable_splits(tmp_path)
+    pairs = CaptionDataset(splits["train"], train_tokenizer(captions, 16), train_transform(32), 32, 16)
+    batch = pairs.collate([pairs.item(row) for row in range(4)])
+    assert batch.photo_ids.tolist() == [0, 0, 1, 2]
+    assert batch.caption_ids.tolist() == [[0], [1], [0], [2]]

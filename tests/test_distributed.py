@@ -15,7 +15,7 @@ from conftest import ROOT, fork_context, run_as_torchrun, run_script, save_image
 from torch.multiprocessing.spawn import start_processes
 
 from config import PRESETS
-from dataset import CaptionDataset, image_loader, image_path, load_splits, training_loader
+from dataset import CaptionDataset, image_loader, load_splits, training_loader
 from models import CLIP, embed_images, embed_texts
 from search.index import INDEX_NAME
 from support.errors import UserError
@@ -47,11 +47,17 @@ def model(tower_flags):
 # ---------------------------------------------------------------- loss and gradients
 
 
+# Of eight photos with two captions each. Two photos are equal, which different processes hold, and two captions.
+PHOTO_IDS = torch.tensor([0, 1, 2, 3, 4, 5, 1, 7])
+CAPTION_IDS = torch.tensor([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [0, 1], [2, 5], [4, 3]])
+IDS = (PHOTO_IDS, CAPTION_IDS)
+
+
 def share_of_loss(model, images, texts):
     """The loss of this process's rows and its gradients: of the rows themselves and of the logit scale."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = [tensor.chunk(world)[rank].clone().requires_grad_() for tensor in (images, texts)]
-    loss = model.loss(*mine)
+    loss = model.loss(*mine, *(ids.chunk(world)[rank] for ids in IDS))
     return [loss.detach(), *torch.autograd.grad(loss, [*mine, model.logit_scale])]
 
 
@@ -60,7 +66,7 @@ def test_loss_and_gradients_of_several_processes_are_those_of_one(tmp_path, towe
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, loss=loss, max_tokens=32, **tower_flags))
     images = F.normalize(torch.randn(8, 16), dim=-1).requires_grad_()
     texts = F.normalize(torch.randn(8, 2, 16), dim=-1).requires_grad_()
-    whole = model.loss(images, texts)
+    whole = model.loss(images, texts, *IDS)
     expected = torch.autograd.grad(whole, [images, texts, model.logit_scale])
     shares = in_processes(tmp_path, world, share_of_loss, model, images.detach(), texts.detach())
     losses, of_images, of_texts, of_scale = zip(*shares, strict=True)
@@ -82,7 +88,7 @@ def embedded(model, paths, texts):
 @pytest.mark.parametrize("world", [2, 4])
 def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path, sample_dir, model, world):
     table = load_splits(sample_dir)["dev"]
-    paths = [image_path(sample_dir, name) for name in table["image"].unique()[:9]]
+    paths = [sample_dir / "Images" / name for name in table["image"].unique()[:9]]
     paths[5] = tmp_path / "gone.jpg"
     alone = embedded(model, paths, list(table["caption"][:11]))
     assert alone[1].tolist() == [0, 1, 2, 3, 4, 6, 7, 8] and alone[2] == [5]
@@ -94,7 +100,7 @@ def test_embeddings_made_together_are_in_order_and_complete_everywhere(tmp_path,
 def test_fewer_photos_than_processes_are_one_line(monkeypatch, sample_dir, model):
     monkeypatch.setenv("WORLD_SIZE", "4")
     table = load_splits(sample_dir)["dev"].head(15)  # the captions of three photos
-    pairs = CaptionDataset(table, sample_dir, model.text_encoder.tokenizer, None, 32, 32)
+    pairs = CaptionDataset(table, model.text_encoder.tokenizer, None, 32, 32)
     with pytest.raises(UserError, match="3 training photos are too few for 4 processes"):
         training_loader(pairs, 32)
 

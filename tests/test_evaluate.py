@@ -123,7 +123,7 @@ def test_photos_that_cannot_be_read_are_left_out_with_their_captions(tmp_path, s
     first, second = table["image"].unique()[:2]
     (tmp_path / "data" / "Images" / first).write_bytes(b"broken")
     (tmp_path / "data" / "Images" / second).unlink()
-    split = embed_split(CLIP.from_pretrained(checkpoint), table, tmp_path / "data")
+    split = embed_split(CLIP.from_pretrained(checkpoint), table)
     report = report_of(split)
     assert (report["images"], report["captions"]) == (14, 70)
     assert {path.name for path in split.faults} == {first, second}

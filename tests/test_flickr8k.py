@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from config import PRESETS
-from dataset import image_loader, image_path, inspect_dataset, load_splits, read_captions, split_images
+from dataset import image_loader, inspect_dataset, load_splits, paths_of, read_captions, split_images
 from models import CLIP, embed_images, embed_texts
-from support.captions import read_text, token_rows
+from support.caption_tables import read_text, token_rows
+from support.captions import captions_of
 
 FLICKR8K, TOWERS = (os.environ.get(name) for name in ("FLICKR8K_DIR", "TOWERS_DIR"))
 needs_photos = pytest.mark.skipif(not FLICKR8K, reason="FLICKR8K_DIR is not set")
@@ -24,8 +25,8 @@ needs_towers = pytest.mark.skipif(not (FLICKR8K and TOWERS), reason="FLICKR8K_DI
 def test_both_captions_files_say_the_same():
     table = read_captions(FLICKR8K)
     token_file = Path(FLICKR8K) / "Flickr8k.token.txt"
-    original = {(image, caption.strip()) for _, image, caption in token_rows(read_text(token_file), token_file)}
-    assert set(table.itertuples(index=False, name=None)) == {
+    original = {(image, caption.strip()) for _, image, caption, _ in token_rows(read_text(token_file), token_file)}
+    assert set(table[["image", "caption"]].itertuples(index=False, name=None)) == {
         (image, caption) for image, caption in original if not image.endswith(".1")}
     assert (table["image"].value_counts() == 5).all()
     assert table["caption"].str.contains(",").sum() > 1000
@@ -33,8 +34,8 @@ def test_both_captions_files_say_the_same():
 
 @needs_photos
 def test_the_official_splits_and_the_known_faults():
-    assert {split: len(names) for split, names in split_images(FLICKR8K, []).items() if split != "test"} == {
-        "train": 6000, "dev": 1000}
+    listed = split_images(FLICKR8K, captions_of(FLICKR8K))
+    assert len(listed["train"]) == 6000 and len(listed["dev"]) == 1000
     splits = load_splits(FLICKR8K)
     assert not set(splits["train"]["image"]) & set(splits["dev"]["image"])
     report = inspect_dataset(FLICKR8K)
@@ -51,7 +52,7 @@ def test_pretrained_towers_through_the_flags_and_back(tmp_path):
     assert (model.image_encoder.feature_dim, model.text_encoder.feature_dim) == (1280, 384)
     model.save_pretrained(tmp_path)
     table = load_splits(FLICKR8K)["dev"].head(20)
-    paths = [image_path(FLICKR8K, name) for name in table["image"].unique()]
+    paths = paths_of(table)
     again = CLIP.from_pretrained(tmp_path)
     assert torch.equal(embed_texts(model, table["caption"]), embed_texts(again, table["caption"]))
     images = [embed_images(clip, image_loader(paths, 224, 4))[0] for clip in (model, again)]

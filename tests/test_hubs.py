@@ -139,9 +139,9 @@ def test_recall_with_penalties_worked_out_by_hand():
 def test_evaluation_reports_recall_with_and_without(checkpoint, sample_dir):
     model = CLIP.from_pretrained(checkpoint)
     table = split_table(sample_dir, "test")
-    report = report_of(embed_split(model, table, sample_dir))
+    report = report_of(embed_split(model, table))
     model.caption_bank = None
-    plain = report_of(embed_split(model, table, sample_dir))
+    plain = report_of(embed_split(model, table))
     assert "text_to_image_less_hubs" not in plain
     assert {**plain, "text_to_image_less_hubs": report["text_to_image_less_hubs"]} == report
     assert set(report["text_to_image_less_hubs"]) == set(report["text_to_image"])

@@ -149,10 +149,14 @@ def test_unreadable_pictures_are_skipped_counted_and_not_tried_again(folder, che
     assert open_gallery(folder, checkpoint).embedded == 2
 
 
-def test_heic_is_told_apart_from_what_is_no_picture(folder, checkpoint):
+def test_what_is_called_a_kind_that_nothing_reads_is_told_apart_from_what_is_no_picture(folder, checkpoint):
+    (folder / "design.PSD").write_bytes(b"8BPS" + bytes(100))
     (folder / "phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    (reason,) = open_gallery(folder, checkpoint).skipped.values()
-    assert reason == f"{folder / 'phone.HEIC'}: HEIC cannot be read here: save it as JPEG"
+    reasons = open_gallery(folder, checkpoint).skipped
+    assert reasons == {
+        folder / "design.PSD": f"{folder / 'design.PSD'}: Photoshop: to find it save it as JPEG",
+        folder / "phone.HEIC": f"{folder / 'phone.HEIC'}: not a picture",
+    }
 
 
 def test_a_passing_fault_is_not_remembered(folder, checkpoint, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 import dataset
 import train
 from config import PRESETS
-from dataset import Photos, Precomputed, image_loader, image_path, load_splits, paths_of, read_square
+from dataset import Photos, Precomputed, image_loader, load_splits, paths_of, read_square
 from evaluate import embed_split
 from models import CLIP, embed_images, embed_texts
 from support.errors import UserError
@@ -33,7 +33,8 @@ def data(tmp_path, sample_dir):
     table = table[table["image"].isin(table["image"].unique()[:12])].reset_index(drop=True)
     (tmp_path / "data" / "Images").mkdir(parents=True)
     for name in table["image"].unique():
-        image_path(tmp_path / "data", name).write_bytes(image_path(sample_dir, name).read_bytes())
+        (tmp_path / "data" / "Images" / name).write_bytes((sample_dir / "Images" / name).read_bytes())
+    table["path"] = [str(tmp_path / "data" / "Images" / name) for name in table["image"]]
     return tmp_path / "data", table
 
 
@@ -51,14 +52,14 @@ def frozen_features(model, table, folder, frozen, split="train", **changes):
 
 
 def decoded_photos(table, folder, size, split):
-    return decode_once(Photos(paths_of(table, folder), size), folder, split)
+    return decode_once(Photos(paths_of(table), size), folder, split)
 
 
 def test_features_are_what_the_towers_make(model, data, monkeypatch):
     folder, table = data
     monkeypatch.setattr(train, "EMBEDDED_AT_ONCE", 5)
     features = frozen_features(model, table, folder, "both")
-    paths = [image_path(folder, name) for name in table["image"].unique()]
+    paths = [folder / "Images" / name for name in table["image"].unique()]
     pixels, _, _ = next(iter(image_loader(paths, model.config.image_size, 12)))
     with torch.no_grad():
         images = model.image_encoder(pixels)
@@ -106,7 +107,7 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
     assert makes(precision="fp32")[1] == []
     assert makes(crop_scale=0.7)[1] == []  # a whole photo knows no crop
     assert makes(table=table.head(30))[1] == ["embed_images", "embed_texts"]
-    path = image_path(folder, table["image"][0])
+    path = folder / "Images" / table["image"][0]
     path.write_bytes(path.read_bytes() + b" ")
     assert makes()[1] == ["embed_images"]
     with torch.no_grad():
@@ -119,11 +120,11 @@ def test_features_are_made_once_and_again_when_anything_changes(model, data, mon
 
 def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
     folder, table = data
-    plain = embed_split(model, table, folder)
+    plain = embed_split(model, table)
     features = frozen_features(model, table, folder, "both")
     for tower in (model.image_encoder, model.text_encoder):
         monkeypatch.setattr(tower, "forward", None)  # would fail if it were asked
-    quick = embed_split(model, table, folder, known=features)
+    quick = embed_split(model, table, known=features)
     assert torch.allclose(plain.image_embeddings, quick.image_embeddings, atol=1e-5)
     assert torch.allclose(plain.text_embeddings, quick.text_embeddings, atol=1e-5)
     assert torch.equal(plain.image_of_text, quick.image_of_text) and plain.files == quick.files
@@ -131,7 +132,7 @@ def test_features_spare_the_towers_and_change_nothing(model, data, monkeypatch):
 
 def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
     folder, table = data
-    paths = [image_path(folder, name) for name in table["image"].unique()]
+    paths = [folder / "Images" / name for name in table["image"].unique()]
     made = []
     monkeypatch.setattr(dataset, "read_square", lambda *arguments: (made.append(1), read_square(*arguments))[1])
     decoded = decoded_photos(table, folder, 48, "train")
@@ -148,7 +149,7 @@ def test_photos_are_decoded_once_and_again_when_one_changes(data, monkeypatch):
 def test_embedding_decoded_photos_equals_embedding_files(model, data):
     folder, table = data
     decoded = decoded_photos(table, folder, model.config.image_size, "dev")
-    plain, quick = embed_split(model, table, folder), embed_split(model, table, folder, known=Precomputed(decoded))
+    plain, quick = embed_split(model, table), embed_split(model, table, known=Precomputed(decoded))
     assert torch.equal(plain.image_embeddings, quick.image_embeddings)
 
 
@@ -179,7 +180,7 @@ def test_a_full_disk_is_told_and_photos_are_decoded_every_time(data, capsys):
 
 def test_a_photo_that_is_gone_is_not_taken_for_a_full_disk(data):
     folder, table = data
-    image_path(folder, table["image"][0]).unlink()
+    (folder / "Images" / table["image"][0]).unlink()
     with pytest.raises(UserError, match="a photo can no longer be read: .*No such file"):
         decoded_photos(table, folder, 48, "train")
 
@@ -196,7 +197,7 @@ def test_a_file_that_was_cut_off_is_made_anew(data, size):
 def test_a_file_that_is_deleted_stays_open_for_the_run_that_uses_it(data):
     folder, table = data
     decoded = decoded_photos(table, folder, 48, "train")
-    paths = [image_path(folder, name) for name in table["image"].unique()]
+    paths = [folder / "Images" / name for name in table["image"].unique()]
     loader = image_loader(paths, 48, 4, workers=1, decoded=decoded)
     decoded.path.unlink()  # another run has other photos, and has pruned this file
     assert [row for _, rows, faults in loader for row in rows if not faults] == list(range(12))
@@ -212,7 +213,7 @@ def test_a_worker_that_inherits_no_memory_opens_the_file_itself(data):
 
 def test_a_photo_that_vanishes_is_named(model, data):
     folder, table = data
-    path = image_path(folder, table["image"][0])
+    path = folder / "Images" / table["image"][0]
     path.unlink()
     for make in (lambda: frozen_features(model, table, folder, "image"),
                  lambda: decoded_photos(table, folder, 48, "train")):
@@ -235,4 +236,4 @@ def test_a_read_only_dataset_keeps_its_features_elsewhere(model, data, tmp_path,
 def test_nothing_to_embed_is_an_empty_tensor(model):
     assert embed_images(model, [])[0].shape == (0, model.config.embedding_dim)
     with pytest.raises(UserError, match="can be read"):
-        embed_split(model, pd.DataFrame({"image": ["no.jpg"], "caption": ["a dog"]}), "nowhere")
+        embed_split(model, pd.DataFrame({"image": ["no.jpg"], "caption": ["a dog"], "path": ["nowhere/no.jpg"]}))

@@ -113,7 +113,7 @@ def test_the_largest_batch_is_the_one_that_is_measured(sample_dir, tower_flags):
     model = CLIP.from_config(replace(PRESETS["sample"], pretrained=True, max_tokens=32, **tower_flags))
     table = train.load_usable_splits(sample_dir)[0]["train"]
     tokenizer = model.text_encoder.tokenizer
-    pairs = train.CaptionDataset(table, sample_dir, tokenizer, None, 32, 32, captions_per_photo=3)
+    pairs = train.CaptionDataset(table, tokenizer, None, 32, 32, captions_per_photo=3)
     batch = pairs.make_largest_batch(5)
     assert batch.pixels.shape == (5, 3, 32, 32) and batch.pixels.dtype == torch.uint8
     assert batch.input_ids.shape == (5, 3, max(map(len, pairs.token_ids)))

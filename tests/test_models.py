@@ -15,7 +15,16 @@ from transformers import DistilBertConfig
 import models
 from config import PRESETS
 from dataset import Batch, pad, tokenize
-from models import CLIP, ImageEncoder, ProjectionHead, TextEncoder, clip_loss, siglip_loss, soft_clip_loss
+from models import (
+    CLIP,
+    ImageEncoder,
+    ProjectionHead,
+    TextEncoder,
+    clip_loss,
+    false_negatives,
+    siglip_loss,
+    soft_clip_loss,
+)
 from support import big_batch
 from support.big_batch import MicroBatches, blockwise_clip_loss
 from support.errors import UserError
@@ -42,9 +51,15 @@ def pixel_batch(count=3, size=32):
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+def all_different(photos, captions=1):
+    """Rows and numbers of photos and captions of which no two are equal, as a batch has them: (B,), (B,), (B, K)."""
+    rows = torch.arange(photos)
+    return rows, rows, torch.arange(photos * captions).view(photos, captions)
+
+
 def batch_of(pixels, input_ids, attention_mask):
     """A batch as the loader makes it, of photos with one caption each, and without anything known of them."""
-    return Batch(torch.arange(len(pixels)), pixels, input_ids[:, None], attention_mask[:, None], None, None)
+    return Batch(*all_different(len(pixels)), pixels, input_ids[:, None], attention_mask[:, None], None, None)
 
 
 def embeddings(count=6, dim=8, seed=0):
@@ -99,6 +114,58 @@ def test_the_streamed_loss_and_its_gradients_are_those_of_the_plain_one(monkeypa
     results = []
     for loss in (clip_loss, blockwise_clip_loss):
         inputs = [*embeddings(count=14), torch.tensor(9.0, dtype=torch.float64)]
+        known = [torch.arange(14), torch.arange(14)] if loss is blockwise_clip_loss else []
+        value = loss(*(tensor.requires_grad_() for tensor in inputs), *known)
+        results.append([value, *torch.autograd.grad(3 * value, inputs)])
+    for mine, theirs in zip(*results, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10)
+
+
+# Four pairs of which the first two have one caption, and the last two are one photo; what a pair is told apart from
+# can then be counted by hand: the first from the texts of pairs 1, 3 and 4, and so on.
+PHOTO_IDS = torch.tensor([0, 1, 2, 2])
+CAPTION_IDS = torch.tensor([0, 0, 1, 2])
+TOLD_APART = [[0, 2, 3], [1, 2, 3], [0, 1, 2], [0, 1, 3]]
+
+
+def test_which_pairs_of_a_batch_are_no_negatives():
+    assert false_negatives(torch.arange(4), torch.arange(4)) is None
+    masked = false_negatives(PHOTO_IDS, CAPTION_IDS)
+    assert [[column for column in range(4) if not row[column]] for row in masked.tolist()] == TOLD_APART
+
+
+def test_equal_captions_and_equal_photos_do_not_push_each_other_apart():
+    images, texts = embeddings(count=4)
+    logits = (3.0 * images @ texts.T).tolist()
+    by_hand = 0.0
+    for row, columns in enumerate(TOLD_APART):  # symmetric, so the same for texts and for images
+        texts_told_apart = sum(math.exp(logits[row][column]) for column in columns)
+        images_told_apart = sum(math.exp(logits[column][row]) for column in columns)
+        by_hand += math.log(texts_told_apart) + math.log(images_told_apart) - 2 * logits[row][row]
+    masked = false_negatives(PHOTO_IDS, CAPTION_IDS)
+    assert clip_loss(images, texts, 3.0, masked).item() == pytest.approx(by_hand / 8, rel=1e-9)
+
+    of_pairs = [math.log(1 + math.exp(-sign * logit)) for row, columns in enumerate(TOLD_APART) for column in columns
+                for sign, logit in [(1 if row == column else -1, logits[row][column] - 2.0)]]
+    assert siglip_loss(images, texts, 3.0, -2.0, masked).item() == pytest.approx(sum(of_pairs) / 4, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [clip_loss, soft_clip_loss])
+def test_a_masked_pair_has_no_gradient_of_its_own(loss):
+    """An image is moved by each text in its row; with all other pairs masked, by its own alone, and so not at all."""
+    images, texts = (tensor.requires_grad_() for tensor in embeddings(count=4))
+    everything_else = ~torch.eye(4, dtype=torch.bool)
+    value = loss(images, texts, 3.0, everything_else)
+    gradients = torch.autograd.grad(value, [images, texts])
+    assert value.item() == 0 and not any(gradient.any() for gradient in gradients)
+
+
+def test_the_streamed_loss_masks_the_same_pairs(monkeypatch):
+    monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", 3)
+    results = []
+    for loss in (lambda *inputs: clip_loss(*inputs, false_negatives(PHOTO_IDS, CAPTION_IDS)),
+                 lambda *inputs: blockwise_clip_loss(*inputs, PHOTO_IDS, CAPTION_IDS)):
+        inputs = [*embeddings(count=4), torch.tensor(9.0, dtype=torch.float64)]
         value = loss(*(tensor.requires_grad_() for tensor in inputs))
         results.append([value, *torch.autograd.grad(3 * value, inputs)])
     for mine, theirs in zip(*results, strict=True):
@@ -109,10 +176,10 @@ def test_a_large_batch_has_its_loss_streamed(monkeypatch):
     model, (images, texts) = small_clip(), [tensor.float() for tensor in embeddings(count=17, dim=32)]
     monkeypatch.setattr(big_batch, "ROWS_AT_ONCE", 2)
     monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 17)
-    plain = model.loss_of_pairs(images, texts)
+    plain = model.loss_of_pairs(images, texts, torch.arange(17), torch.arange(17))
     assert "BlockwiseClipLoss" not in type(plain.grad_fn).__name__
     monkeypatch.setattr(models, "BLOCKWISE_ABOVE", 16)
-    streamed = model.loss_of_pairs(images, texts)
+    streamed = model.loss_of_pairs(images, texts, torch.arange(17), torch.arange(17))
     assert type(streamed.grad_fn).__name__ == "BlockwiseClipLossBackward" and torch.allclose(plain, streamed)
 
 
@@ -256,7 +323,8 @@ def test_training_starts_at_chance(tower_flags):
         for changes in ({"pretrained": False}, {"pretrained": True, "max_tokens": 32, **tower_flags}):
             model = CLIP.from_config(replace(SMALL, embedding_dim=256, **changes), CAPTIONS).eval()
             with torch.inference_mode():
-                loss = model.loss(*model(batch_of(pixel_batch(len(texts)), *text_batch(model, texts))))
+                batch = batch_of(pixel_batch(len(texts)), *text_batch(model, texts))
+                loss = model.loss(*model(batch), batch.photo_ids, batch.caption_ids)
             assert abs(loss.item() / math.log(len(texts)) - 1) < 0.05
 
 
@@ -274,7 +342,7 @@ def test_the_configured_loss_is_used(loss):
     images, texts = (tensor.float() for tensor in embeddings(dim=32))
     expected = {"clip": lambda: naive_clip(images, texts, 2.0), "soft": lambda: naive_soft(images, texts, 2.0),
                 "siglip": lambda: naive_siglip(images, texts, 2.0, -10.0)}[loss]()
-    assert model.loss(images, texts[:, None]).item() == pytest.approx(expected, rel=1e-5)
+    assert model.loss(images, texts[:, None], *all_different(6)[1:]).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_with_several_captions_a_photo_the_loss_is_the_mean_over_them():
@@ -282,13 +350,14 @@ def test_with_several_captions_a_photo_the_loss_is_the_mean_over_them():
     images, first = (tensor.float() for tensor in embeddings(dim=32))
     _, second = (tensor.float() for tensor in embeddings(dim=32, seed=5))
     expected = (naive_clip(images, first, 2.0) + naive_clip(images, second, 2.0)) / 2
-    assert model.loss(images, torch.stack([first, second], dim=1)).item() == pytest.approx(expected, rel=1e-5)
+    loss = model.loss(images, torch.stack([first, second], dim=1), *all_different(6, 2)[1:])
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_caption_of_a_photo_is_embedded_as_if_it_were_alone(tower_flags):
     model = pretrained_clip(tower_flags).eval()
     input_ids, mask = text_batch(model, ["a dog", "two dogs run through the water", "snow", "a boy on a red bike"])
-    batch = Batch(torch.arange(2), pixel_batch(2), input_ids.view(2, 2, -1), mask.view(2, 2, -1), None, None)
+    batch = Batch(*all_different(2, 2), pixel_batch(2), input_ids.view(2, 2, -1), mask.view(2, 2, -1), None, None)
     with torch.inference_mode():
         _, texts = model(batch)
         assert torch.allclose(texts.flatten(0, 1), model.encode_text(input_ids, mask), atol=1e-5)
@@ -298,7 +367,8 @@ def test_each_caption_of_a_photo_is_embedded_as_if_it_were_alone(tower_flags):
 def gradients_of(model, embed, texts):
     """Return the loss and the gradients of one pass in training mode, from the same random state each time."""
     torch.manual_seed(3)
-    loss = model.train().loss(*embed(batch_of(pixel_batch(len(texts)), *text_batch(model, texts))))
+    batch = batch_of(pixel_batch(len(texts)), *text_batch(model, texts))
+    loss = model.train().loss(*embed(batch), batch.photo_ids, batch.caption_ids)
     model.zero_grad()
     loss.backward()
     return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)]
@@ -355,7 +425,7 @@ def test_micro_batches_split_photos_beside_cached_text_features(tower_flags):
     calls = []
     model.image_encoder.register_forward_hook(lambda module, arguments, output: calls.append(len(output)))
     features = torch.randn(9, 1, 32)
-    images, texts = MicroBatches(model, 4)(Batch(torch.arange(9), pixel_batch(9), None, None, None, features))
+    images, texts = MicroBatches(model, 4)(Batch(*all_different(9), pixel_batch(9), None, None, None, features))
     assert calls == [4, 4, 1] and len(images) == len(texts) == 9
 
 
@@ -364,7 +434,8 @@ def step(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.1)
-    model.loss(*model(batch_of(pixel_batch(), *text_batch(model)))).backward()
+    batch = batch_of(pixel_batch(), *text_batch(model))
+    model.loss(*model(batch), batch.photo_ids, batch.caption_ids).backward()
     optimizer.step()
     return before, model.state_dict()
 
@@ -437,9 +508,9 @@ def test_features_made_before_give_the_same_embeddings(tower_flags):
     assert torch.equal(model.project_image(image_features), model.encode_image(pixels))
     assert torch.equal(model.project_text(text_features), model.encode_text(input_ids, mask))
     plain = model(batch_of(pixels, input_ids, mask))
-    for known in (Batch(torch.arange(3), None, input_ids[:, None], mask[:, None], image_features, None),
-                  Batch(torch.arange(3), pixels, None, None, None, text_features[:, None]),
-                  Batch(torch.arange(3), None, None, None, image_features, text_features[:, None])):
+    for known in (Batch(*all_different(3), None, input_ids[:, None], mask[:, None], image_features, None),
+                  Batch(*all_different(3), pixels, None, None, None, text_features[:, None]),
+                  Batch(*all_different(3), None, None, None, image_features, text_features[:, None])):
         assert all(torch.equal(one, other) for one, other in zip(model(known), plain, strict=True))
 
 

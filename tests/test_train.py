@@ -345,7 +345,8 @@ def test_curves_that_cannot_be_drawn_lose_no_epoch(tmp_path, sample_dir, capsys,
 
 
 @pytest.mark.parametrize("damage, complaint", [
-    (lambda data: (data / "Images").rename(data / "images"), r"there is no folder .*Images: put the photos there"),
+    (lambda data: (data / "Images").rename(data.parent / "photos"),
+     r"scene_\d+.jpg was looked for as .*scene_\d+.jpg: put the photos there, or say --image-dir DIR"),
     (lambda data: (data / "captions.txt").write_text((data / "captions.txt").read_text().replace(".jpg,", ",")),
      r"the captions speak of 'scene_\d+', and the photo is called 'scene_\d+.jpg'"),
 ])
@@ -509,7 +510,7 @@ def test_a_run_stopped_after_the_heads_goes_on_as_if_it_had_not_been(tmp_path, s
 def test_last_is_the_model_that_was_measured(tmp_path, sample_dir, tower_flags, capsys):
     config = small_run(tmp_path / "run", sample_dir, tower_flags)
     train.main(config, "")
-    split = embed_split(CLIP.from_pretrained(config.run_dir / "last"), load_splits(sample_dir)["dev"], sample_dir, 64)
+    split = embed_split(CLIP.from_pretrained(config.run_dir / "last"), load_splits(sample_dir)["dev"], 64)
     assert report_of(split)["text_to_image"] == lines_of(config.run_dir)[-1]["text_to_image"]
     (config.run_dir / "last" / "weights.safetensors").unlink()
     with pytest.raises(UserError, match="a run of another version"):
