@@ -93,13 +93,14 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
             save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
 
     index = arranged(entries, stamps, rows, about)
-    if index.files == known.files and known.usual is not None:
+    embedded_now = len(rows.embeddings) - len(known.embeddings)
+    if not embedded_now and index.files == known.files and known.usual is not None:
         index.usual = known.usual
     else:
         index.usual = usual_score(index, embedder)
-    if index.about() != known.about():
+    if embedded_now or index.about() != known.about():
         save(index, pictures)
-    return index, len(rows.embeddings) - len(known.embeddings)
+    return index, embedded_now
 
 
 def compute_beside_others(embedder):

@@ -393,3 +393,81 @@ def test_of_many_models_the_newest_are_kept(tmp_path, checkpoint, monkeypatch):
     assert gallery.embedder.keep_text_tower() is None
     kept = {path.name for path in text_tower_folder("x").parent.glob("text-*")}
     assert kept == {text_tower_folder(name).name for name in ("3", "4", "5", gallery.embedder.fingerprint)}
+
+
+# ---------------------------------------------------------------- large libraries
+
+
+def write_photos(folder, count):
+    """Write so many pictures that look like no other into folders of two."""
+    for number in range(count):
+        fields = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        path = folder / f"{number // 2:03}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(fields).resize((64, 48), Image.Resampling.BICUBIC).save(path)
+
+
+def test_two_checkpoints_on_one_folder_keep_an_index_each(tmp_path, checkpoint):
+    write_photos(tmp_path / "photos", 6)
+    others = []
+    for number in range(5):
+        others.append(tmp_path / f"model{number}")
+        shutil.copytree(checkpoint, others[-1])
+        with open(others[-1] / "config.json", "a") as file:
+            file.write(" " * number)  # another fingerprint
+    assert [Gallery(tmp_path / "photos", other).embedded for other in (*others[:4], *others[:4])] == [6] * 4 + [0] * 4
+    assert sorted(path.name for path in (tmp_path / "photos").glob(".clip*")) == [
+        ".clip-index-2.safetensors", ".clip-index-3.safetensors", ".clip-index-4.safetensors",
+        ".clip-index.safetensors"]
+    for place, seconds in enumerate((40, 10, 20, 30)):  # a fifth takes the place of the one that is the oldest
+        index = Gallery(tmp_path / "photos", others[place]).index_path
+        os.utime(index, (1e9 + seconds, 1e9 + seconds))
+    assert Gallery(tmp_path / "photos", others[4]).embedded == 6
+    assert [Gallery(tmp_path / "photos", others[place]).embedded for place in (0, 2, 3, 4)] == [0] * 4
+    shutil.copytree(others[0], tmp_path / "copied")
+    assert Gallery(tmp_path / "photos", tmp_path / "copied").embedded == 0  # a model is known by its content
+
+
+def test_an_index_that_is_trusted_is_taken_at_its_word_until_a_folder_changes(tmp_path, checkpoint):
+    photos = tmp_path / "photos"
+    write_photos(photos, 6)
+    assert Gallery(photos, checkpoint, trust_index=True).embedded == 6
+    first = photos / "000" / "0.png"
+    other = (photos / "001" / "2.png").read_bytes()
+    first.write_bytes(other)  # in place: the folder's time stays
+    trusted = Gallery(photos, checkpoint, trust_index=True)
+    assert trusted.embedded == 0 and len(trusted.files) == 6
+    assert Gallery(photos, checkpoint).embedded == 1  # unless it is not trusted
+    assert Gallery(photos, checkpoint, trust_index=True).embedded == 0
+
+    (photos / "002" / "new.png").write_bytes(other)  # a picture comes …
+    assert Gallery(photos, checkpoint, trust_index=True).embedded == 1
+    (photos / "001" / "3.png").unlink()  # … and goes
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 6
+    (photos / "more" / "deep").mkdir(parents=True)
+    (photos / "more" / "deep" / "new.png").write_bytes(other)  # in a new folder
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 7
+    (photos / "more" / "deep" / "deeper").mkdir()  # and in one below a folder that is known
+    (photos / "more" / "deep" / "deeper" / "new.png").write_bytes(other)
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 8
+    assert Gallery(photos, checkpoint, trust_index=True).embedded == 0
+    assert Gallery(photos, checkpoint).embedded == 0  # without trust the same index is as good
+
+
+def test_a_photo_swapped_for_one_of_the_same_size_and_time_is_found_by_check(tmp_path, checkpoint):
+    photos = tmp_path / "photos"
+    write_photos(photos, 6)
+    paths = [photos / "000" / "0.png", photos / "001" / "2.png"]
+    size = max(path.stat().st_size for path in paths)
+    for path in paths:  # what lies behind the end of a PNG is not looked at
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+        os.utime(path, (1e9, 1e9))
+    Gallery(photos, checkpoint)
+    paths[0].write_bytes(paths[1].read_bytes())
+    os.utime(paths[0], (1e9, 1e9))
+    assert Gallery(photos, checkpoint).embedded == 0
+    checked = Gallery(photos, checkpoint, check=True)
+    assert checked.embedded == 1
+    rows = [checked.files.index(path) for path in paths]
+    assert np.allclose(checked.embeddings[rows[0]], checked.embeddings[rows[1]], atol=1e-3)
+    assert Gallery(photos, checkpoint, check=True).embedded == 0
