@@ -249,7 +249,7 @@ def test_every_setting_has_its_help_text():
     source = (ROOT / "config.py").read_text(encoding="utf-8")
     settings = {node.name: node.body for node in ast.walk(ast.parse(source))
                 if isinstance(node, ast.ClassDef) and node.name.endswith("Config")}
-    assert settings.keys() == {"Config", "EvaluateConfig", "InferenceConfig", "AppConfig"}
+    assert settings.keys() == {"Config", "DatasetConfig", "EvaluateConfig", "InferenceConfig", "AppConfig"}
     for name, body in settings.items():
         for field in body:
             if isinstance(field, ast.AnnAssign) and field.target.id != "preset":

@@ -320,7 +320,7 @@ def test_a_killed_run_resumes_to_the_same_figures(workplace, train_flags, tmp_pa
     (["--run-dir", "runs/none", "--resume"], "there is no folder runs/none/last: name a run"),
     (["--run-dir", "train.log"], "--run-dir train.log is a file"),
     (["--data-dir", "nowhere"], "there is no dataset folder nowhere"),
-    (["--data-dir", "empty"], "empty has no captions.txt"),
+    (["--data-dir", "empty"], "empty has no captions: expected captions.txt with the header image,caption"),
     (["--device", "cuda"], "--device cpu"),
     (["--image-encoder", "resnet5000"], "'resnet5000'"),
 ])
