@@ -37,7 +37,7 @@ def print_plan(model, phase, config):
     batch_norm_learns = not (config.pretrained and config.fix_batch_norm)
     if batch_norm_learns and (in_parts or process_count() > 1):
         print("BatchNorm, where it learns, sees the photos of one part only: not quite the result of the whole batch")
-    if photos < config.batch_size:
+    if photos < config.batch_size and phase.pairs.is_streamed:  # of a folder the doctor has said so
         print(f"--batch-size {config.batch_size} is more than the training photos of an epoch: using {photos}")
 
 

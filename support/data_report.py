@@ -160,6 +160,9 @@ def report_lines(report, splits, data_dir):
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{data_dir}: {captions:,} captions; photos: {counts}"]
+    if len(report.sizes) == 1:
+        ((width, height),) = report.sizes
+        lines[0] += f", all of {width} x {height} pixels"
     for what, photos, words in (
         ("missing, left out", report.missing, report.missing),
         ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),

@@ -25,9 +25,21 @@ def findings(table, report, tokenizer, max_tokens, batch_size, image_size):
     report: the `DataReport`. image_size: pixels a side that the image tower looks at.
     """
     return [
+        *findings_on_the_batch(table, batch_size),
         *findings_on_equal_captions(table, batch_size),
         *findings_on_tokens(table["caption"], tokenizer, max_tokens),
         *findings_on_sizes(report, image_size),
+    ]
+
+
+def findings_on_the_batch(table, batch_size):
+    """Return a line where there are fewer photos than a batch is to hold."""
+    photos = table["image"].nunique()
+    if photos >= batch_size:
+        return []
+    return [
+        f"too few photos for a batch: --batch-size {batch_size} is more than the {photos:,} of train, so each step shows "
+        f"all of them; --batch-size {max(2, photos // 4)} makes four steps of an epoch"
     ]
 
 

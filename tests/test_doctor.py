@@ -11,7 +11,13 @@ from transformers import AutoTokenizer
 
 from dataset import load_usable_splits
 from support.data_report import DataReport
-from support.doctor import equal_pairs_in_a_batch, findings_on_equal_captions, findings_on_sizes, findings_on_tokens
+from support.doctor import (
+    equal_pairs_in_a_batch,
+    findings_on_equal_captions,
+    findings_on_sizes,
+    findings_on_the_batch,
+    findings_on_tokens,
+)
 from support.errors import UserError
 from support.looks import ALIKE, look_of_picture
 from support.wordpiece import train_tokenizer
@@ -59,6 +65,13 @@ def test_training_on_one_caption_for_all_photos_stops_before_the_first_step(tmp_
     (tmp_path / "data" / "captions.txt").write_text("image,caption\n" + lines)
     process = run_script("train.py", "sample", "--data-dir", "data", cwd=tmp_path, check=False)
     assert process.returncode == 2 and "all photos have the same caption, 'a dog runs'" in process.stderr
+
+
+def test_a_batch_of_more_photos_than_there_are():
+    table = table_of([["a", "b"]] * 40)
+    assert findings_on_the_batch(table, 40) == []
+    (line,) = findings_on_the_batch(table, 41)
+    assert "--batch-size 41 is more than the 40 of train" in line and "--batch-size 10 makes four steps" in line
 
 
 # ---------------------------------------------------------------- captions and the text tower
@@ -141,7 +154,7 @@ def test_photos_that_are_nearly_all_alike_are_told(tmp_path):
 def test_the_report_without_training(tmp_path, sample_dir):
     process = run_script("dataset.py", sample_dir, "--batch-size", 32, cwd=tmp_path)
     assert process.stdout.startswith(f"reading {sample_dir}/captions.txt as CSV with the columns image and caption")
-    assert "photos: train 96, dev 16, test 16" in process.stdout
+    assert "photos: train 96, dev 16, test 16, all of 192 x 192 pixels" in process.stdout
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.size == (1600, 1000)
     process = run_script("dataset.py", sample_dir, "--output", "report.txt", cwd=tmp_path, check=False)
