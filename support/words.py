@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from support.errors import UserError
-from support.tars import PICTURES, exists
+from support.picture_kinds import IMAGE_SUFFIXES
+from support.tars import exists
 
-PICTURE_ENDINGS = tuple(f".{suffix}" for suffix in (*PICTURES, "heic"))
+PICTURE_ENDINGS = tuple(IMAGE_SUFFIXES)
 # A weight: a number, a colon, and then no digit, so that "10:30 on a clock" and "16:9" stay words.
 WEIGHTED = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+):(?!\d)\s*(.*)", re.DOTALL)
 MOST_WEIGHT = 1000

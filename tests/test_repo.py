@@ -59,6 +59,7 @@ def test_every_command_of_the_readme_parses(words, tmp_path, monkeypatch):
             Path(word).touch()
     command = {
         "train.py": lambda: config.parse_train(flags),
+        "dataset.py": lambda: config.parse(config.DatasetConfig, flags),
         "evaluate.py": lambda: config.parse(config.EvaluateConfig, flags),
         "inference.py": lambda: config.parse(config.InferenceConfig, flags),
         "app.py": lambda: config.parse(config.AppConfig, flags),
