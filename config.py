@@ -50,7 +50,7 @@ class Config:
     scratch_layers: int = 4  # depth of --text-encoder scratch
     scratch_width: int = 256  # width of --text-encoder scratch
     pooling: Literal["mean", "cls"] = "mean"  # text features: mean over the tokens, or the first token
-    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep all weights; none: see --image-depth
+    freeze: Literal["none", "image", "text", "both"] = "none"  # towers that keep their weights
     image_depth: float = 0.6  # part of the layers of a pretrained image tower, counted from its output, that train
     fix_batch_norm: bool = True  # keep a pretrained image tower's BatchNorm statistics; --no-fix-batch-norm: they learn
     cache: bool = True  # decode each photo once, embed with a frozen tower once, keep both; --no-cache: every time

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import AutoTokenizer
 
 from support.caption_tables import read_text
-from support.captions import captions_of
+from support.captions import read_dataset
 from support.data_report import (
     add_shard_faults,
     open_photos,
@@ -72,11 +72,11 @@ def read_captions(data_dir):
     Columns: image, the photo's name; caption; path, where the photo lies; original, the name of the first photo that is
     equal byte for byte, where that is known, and else its own.
     A dataset is a folder with captions in one of many forms (support/captions.py), or a captions file in it; or a
-    pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md); or a `support.source.Source`, which also says
-    what the flags say. So it is with every `data_dir` here and below. Raises UserError, with file and line for a row
-    that cannot be used.
+    pattern of shards, "shards/train-{00000..00099}.tar" (data/README.md); or a `support.source.Source`, which is such a
+    path with --image-dir and the names of columns. So it is with every `data_dir` here and below. Raises UserError,
+    with file and line for a row that cannot be used.
     """
-    return table_of(captions_of(data_dir))
+    return table_of(read_dataset(data_dir))
 
 
 def table_of(captions):
@@ -104,9 +104,12 @@ def split_images(data_dir, captions, split_seed=0):
             splits[split] = [captions.renamed.get(line, line) for line in lines if line]
         return splits
 
-    split_of = {row.image: row.split for row in captions.rows if row.split}
-    if split_of:
-        return {split: [image for image in split_of if split_of[image] == split] for split in SPLIT_FILES}
+    if any(row.split for row in captions.rows):
+        splits = {split: {} for split in SPLIT_FILES}  # a dict of names, each once, in order
+        for row in captions.rows:
+            if row.split:
+                splits[row.split][row.image] = None
+        return {split: list(images) for split, images in splits.items()}
     return draw_splits([image for image in captions.paths if image not in captions.missing], split_seed)
 
 
@@ -136,7 +139,7 @@ def draw_splits(images, split_seed=0):
 
 def names_its_splits(data_dir):
     """Return whether a dataset says itself which photos are in which split."""
-    return bool(split_lists(data_dir)) or any(row.split for row in captions_of(data_dir).rows)
+    return bool(split_lists(data_dir)) or any(row.split for row in read_dataset(data_dir).rows)
 
 
 def load_splits(data_dir, split_seed=0):
@@ -144,7 +147,7 @@ def load_splits(data_dir, split_seed=0):
 
     A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
     """
-    captions = captions_of(data_dir)
+    captions = read_dataset(data_dir)
     return tables_of_splits(captions, split_images(data_dir, captions, split_seed))
 
 
@@ -179,7 +182,7 @@ def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
     looked into: a stream of shards skips bad photos as it meets them.
     """
-    captions = captions_of(data_dir)
+    captions = read_dataset(data_dir)
     splits = tables_of_splits(captions, split_images(data_dir, captions, split_seed))
     report = None
     if is_first_process():
@@ -200,7 +203,7 @@ def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
     """Look at every list, and into every photo that is in a split, once; returns a `DataReport`."""
-    return report_on_dataset(data_dir, captions_of(data_dir), split_seed, open_train_photos)
+    return report_on_dataset(data_dir, read_dataset(data_dir), split_seed, open_train_photos)
 
 
 def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
@@ -242,8 +245,8 @@ def train_transform(size, crop_scale=1.0, flip=False):
     if flip:
         steps.append(A.HorizontalFlip(p=0.5))
     transform = A.Compose(steps)
-    # Crop and flip draw from the second of these, `py_random`, which `CaptionDataset` seeds anew for each photo.
-    transform.set_random_state(np.random.default_rng(0), random.Random(0))
+    # Crop and flip draw from `py_random`, which `CaptionDataset` seeds anew for each photo.
+    transform.set_random_state(random_generator=np.random.default_rng(0), py_random=random.Random(0))
     return transform
 
 
@@ -276,7 +279,7 @@ class Photos(Dataset):
 
 def paths_of(table):
     """Return the paths of the photos of a captions table, in the order in which they first appear."""
-    return [Path(path) for path in table["path"].unique()]
+    return [Path(path) for path in table.drop_duplicates("image")["path"]]
 
 
 # ---------------------------------------------------------------- a caption
@@ -382,8 +385,7 @@ class CaptionDataset(Dataset):
     """Training pairs: one item a photo, with K of its captions, `captions_per_photo`, drawn anew each epoch.
 
     The photo is embedded once for all of them, and is never twice in a batch, where its other captions would be taken
-    for negatives. Where K is all the captions there are, the draw says in what order they come, and so beside which
-    captions of other photos.
+    for negatives. In the loss the captions number k of all photos meet each other; the draw says which is number k.
     Captions and crop are drawn from (seed, epoch, row) alone: the same for any number of workers, and after a resume.
     """
 
@@ -400,9 +402,9 @@ class CaptionDataset(Dataset):
     ):
         # Photos are numbered in the order in which the table first names them, captions by their row in the table.
         self.photos = Photos(paths_of(table), size, known.decoded)
-        self.captions_of = captions_of_photos(table)
-        there_are = int(np.median([len(rows) for rows in self.captions_of]))  # for most photos
-        self.captions_per_photo = min(captions_per_photo, max(1, there_are))
+        self.rows_of_photo = captions_of_photos(table)
+        usual_count = int(np.median([len(rows) for rows in self.rows_of_photo]))
+        self.captions_per_photo = min(captions_per_photo, max(1, usual_count))
         self.token_ids = tokenize(tokenizer, table["caption"], max_tokens)
         self.pad_id = tokenizer.pad_token_id or 0  # some tokenizers have none; the mask hides it in any case
         self.photo_ids = numbers_of_equals(originals_of(table))  # (N,)
@@ -446,7 +448,7 @@ class CaptionDataset(Dataset):
 
         After the last one comes the first, so a photo with fewer than K shows some of them twice.
         """
-        rows = self.captions_of[photo_row]
+        rows = self.rows_of_photo[photo_row]
         return [rows[(draw + place) % len(rows)] for place in range(self.captions_per_photo)]
 
     def make_largest_batch(self, photo_count):
@@ -486,7 +488,7 @@ class CaptionDataset(Dataset):
 def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards=0):
     """Return a shuffling loader of `Batch`es over a CaptionDataset; call `start_epoch` before each pass.
 
-    `batch_size` counts the pairs of all processes together: each loads its part. The last, smaller batch is dropped:
+    `batch_size` counts the photos of all processes together: each loads its part. The last, smaller batch is dropped:
     its loss is on another scale, since fewer negatives make it easier. Photos in shards are streamed, `epoch_shards`
     of them an epoch, unless their features are known.
     """
@@ -509,10 +511,10 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
             stream, stream.batch_size, num_workers=stream.workers, multiprocessing_context=start, **options
         )
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
-    pairs_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
+    photos_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
     start = start_of_workers(workers)
     return DataLoader(
-        pairs, pairs_at_once, sampler=order, num_workers=workers, multiprocessing_context=start, **options
+        pairs, photos_at_once, sampler=order, num_workers=workers, multiprocessing_context=start, **options
     )
 
 
@@ -584,7 +586,8 @@ def main(flags):
     splits, report = load_usable_splits(flags.source, flags.split_seed)
     table = splits["train"]
     tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
-    told = findings(table, report, tokenizer, flags.max_tokens, flags.batch_size, flags.image_size)
+    is_scratch = flags.text_encoder == "scratch"
+    told = findings(table, report, tokenizer, is_scratch, flags.max_tokens, flags.batch_size, flags.image_size)
     print("\n".join(map(shown, report.lines + told)))
 
     # Nine photos as the model would be shown them: squeezed, cropped and mirrored, with captions as their tokens say.

@@ -46,11 +46,11 @@ def clip_loss(image_embeddings, text_embeddings, logit_scale, masked=None):
     """Return the symmetric contrastive loss of a batch of matching pairs, a scalar.
 
     image_embeddings, text_embeddings: (B, D), unit length, row i of one matches row i of the other.
-    logit_scale: the multiplier itself, 1 / temperature. masked: (B, B) bool, where an image and a text are no pair of
-    the batch and yet belong together, as `false_negatives` tells. Source: Radford et al. 2021, figure 3.
+    logit_scale: the multiplier itself, 1 / temperature. masked: (B, B) bool, True where an image and a text are not to
+    be pushed apart, as `false_negatives` tells. Source: Radford et al. 2021, figure 3.
     """
     logits = logit_scale * image_embeddings @ text_embeddings.T  # (B, B): row = image, column = text
-    logits = without(logits, masked)
+    logits = mask_logits(logits, masked)
     labels = torch.arange(len(logits), device=logits.device)  # the match of row i is column i
     which_text = F.cross_entropy(logits, labels)  # a model that knows nothing gets ln B
     which_image = F.cross_entropy(logits.T, labels)
@@ -64,11 +64,11 @@ def soft_clip_loss(image_embeddings, text_embeddings, logit_scale, masked=None):
     text-text similarity, at the scale of the logits. Targets are detached, or the model would lower its loss by moving
     them; and the rows sum to 1 in both directions, since the mean similarity is symmetric: its softmax serves both.
     """
-    logits = without(logit_scale * image_embeddings @ text_embeddings.T, masked)  # (B, B)
+    logits = mask_logits(logit_scale * image_embeddings @ text_embeddings.T, masked)  # (B, B)
     with torch.no_grad():
         image_likeness = image_embeddings @ image_embeddings.T  # (B, B)
         text_likeness = text_embeddings @ text_embeddings.T  # (B, B)
-        targets = without(logit_scale * (image_likeness + text_likeness) / 2, masked).softmax(dim=1)
+        targets = mask_logits(logit_scale * (image_likeness + text_likeness) / 2, masked).softmax(dim=1)
     which_text = F.cross_entropy(logits, targets)
     which_image = F.cross_entropy(logits.T, targets)
     return (which_text + which_image) / 2
@@ -80,16 +80,16 @@ def siglip_loss(image_embeddings, text_embeddings, logit_scale, logit_bias, mask
     Each of the B² pairs is a yes-or-no question of its own; there is no softmax over the batch.
     Source: Zhai et al. 2023, algorithm 1.
     """
-    logits = without(logit_scale * image_embeddings @ text_embeddings.T + logit_bias, masked)  # (B, B)
+    logits = mask_logits(logit_scale * image_embeddings @ text_embeddings.T + logit_bias, masked)  # (B, B)
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1  # +1 for a matching pair, -1 for the others
     return -F.logsigmoid(signs * logits).sum() / len(logits)
 
 
 def false_negatives(photo_ids, caption_ids):
-    """Return which pairs of a batch belong together though they are not the same: (B, B) bool, or None for no pair.
+    """Return where a text is no negative of an image though it is not its own: (B, B) bool, or None for nowhere.
 
-    photo_ids, caption_ids: (B,); photos that are equal byte for byte have one number, and so have equal captions. The
-    loss would push "a dog runs" away from one photo because it is the caption of another.
+    photo_ids, caption_ids: (B,); photos that are equal byte for byte have one number, and so have equal captions. Where
+    two photos have the caption "a dog runs", the loss would push it away from each, as the caption of the other.
     """
     if len(photo_ids.unique()) == len(photo_ids) and len(caption_ids.unique()) == len(caption_ids):
         return None
@@ -98,7 +98,7 @@ def false_negatives(photo_ids, caption_ids):
     return (same_photo | same_caption).fill_diagonal_(False)
 
 
-def without(logits, masked):
+def mask_logits(logits, masked):
     """Return (B, B) logits in which masked pairs count for nothing: e to the power of -10,000 is 0."""
     return logits if masked is None else logits.masked_fill(masked, -10_000)
 
@@ -323,11 +323,11 @@ class CLIP(nn.Module):
         return image_embeddings, text_embeddings
 
     def loss(self, image_embeddings, text_embeddings, photo_ids, caption_ids):
-        """Return the configured loss of a batch, a scalar; with several processes, that of the pairs of all.
+        """Return the configured loss of a batch, a scalar; with several processes, over the photos of all of them.
 
-        image_embeddings: (B, D). text_embeddings: (B, K, D); the loss is the mean of K losses, in each of which every
-        photo has one of its K captions, so that no photo's own caption is among its negatives. photo_ids (B,) and
-        caption_ids (B, K): as in a `dataset.Batch`.
+        image_embeddings: (B, D). text_embeddings: (B, K, D). The loss is the mean of K losses: number k is that of all
+        photos with their captions number k, (B, B) similarities. So no photo's own caption is among its negatives.
+        photo_ids (B,) and caption_ids (B, K): as in a `dataset.Batch`.
         """
         # With several processes B now counts the photos of all, and gradients find their way back to each.
         images = gather_rows(image_embeddings)  # (B, D)

@@ -426,7 +426,8 @@ def remarks_on_data(model, table, report, config):
     """Return lines on what captions and photos of train mean for these towers: the doctor speaks before the loss."""
     tower = model.text_encoder
     size = model.config.image_size
-    return findings(table, report, tower.tokenizer, tower.max_tokens, config.batch_size, size)
+    is_scratch = config.text_encoder == "scratch"
+    return findings(table, report, tower.tokenizer, is_scratch, tower.max_tokens, config.batch_size, size)
 
 
 def heads_learn_first(config):

@@ -163,9 +163,9 @@ def sources_now(sources, config):
 def read_split(config, root, split):
     """Return the `Pictures` of a split, by reading the captions."""
     from dataset import SPLIT_FILES, split_images, tables_of_splits
-    from support.captions import KNOWN_NAMES, captions_of
+    from support.captions import KNOWN_NAMES, read_dataset
 
-    captions = captions_of(config.source)
+    captions = read_dataset(config.source)
     tables = tables_of_splits(captions, split_images(config.data_dir, captions, config.split_seed))
     splits = [name for name, table in tables.items() if len(table)]
     split = split or default_split(splits)

@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from support.caption_tables import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -27,10 +29,10 @@ PARQUET = "Parquet"
 PAIRS = "pairs of a photo and a text file"
 JUDGEMENTS = "judgements of captions"  # no captions; Flickr8k has two such files
 SPLIT_IN_A_NAME = re.compile(r"(?<![a-z])(train|restval|validation|valid|val|dev|test)(?![a-z])")
-MIXED_UP = (KeyError, TypeError, AttributeError, IndexError)  # what a file of another shape raises
+WRONG_SHAPE = (KeyError, TypeError, AttributeError, IndexError)  # what a file of another shape raises
 
 
-def recognised(path, source, unpacked):
+def recognise(path, source, unpacked):
     """Return what a file holds, in words, and a function that reads it; (None, None) if these are no captions.
 
     Told by the content. unpacked: the folder for photos that lie in the file itself. Raises UserError for a file that
@@ -45,7 +47,7 @@ def recognised(path, source, unpacked):
     if TOKEN_LINE.match(first):
         return "tokens, a line like name#0<TAB>caption", functools.partial(token_rows, lines, path)
     if path.suffix.lower() == ".json":
-        return recognised_json(json_of("".join(lines), path), path, source)
+        return recognise_json(json_of("".join(lines), path), path, source)
     if first.lstrip().startswith("{"):
         return "JSON lines", functools.partial(json_line_rows, lines, path, source)
     columns = columns_of(lines, path, source)
@@ -73,7 +75,7 @@ def json_of(text, path, line=None):
         raise UserError(f"{path}: not JSON that could hold captions: it is nested too deeply") from None
 
 
-def recognised_json(value, path, source):
+def recognise_json(value, path, source):
     """Return what the value in a .json file is, in words, and a function that reads it; (None, None) for anything else.
 
     A list is of objects as in JSON lines; an object without "images" may be {photo: caption or captions}.
@@ -107,21 +109,20 @@ def karpathy_rows(value, path):
                 name = f"{image['filepath']}/{name}"
             for sentence in image["sentences"]:
                 yield f"image {number}", name, sentence["raw"], split_called(image.get("split"))
-        except MIXED_UP:
+        except WRONG_SHAPE:
             raise UserError(f"{path} image {number}: expected filename, split and sentences with raw") from None
 
 
 def coco_rows(value, path):
-    """Yield the captions of COCO's captions_train2017.json and the like, whose name says which split they are."""
-    split = split_in_name(path)
+    """Yield the captions of COCO's captions_train2017.json and the like."""
     try:
         names = {image["id"]: image["file_name"] for image in value["images"]}
-    except MIXED_UP:
+    except WRONG_SHAPE:
         raise UserError(f"{path}: expected id and file_name in each of its images") from None
     for number, annotation in enumerate(value["annotations"], start=1):
         try:
-            yield f"annotation {number}", names[annotation["image_id"]], annotation["caption"], split
-        except MIXED_UP:
+            yield f"annotation {number}", names[annotation["image_id"]], annotation["caption"], None
+        except WRONG_SHAPE:
             raise UserError(f"{path} annotation {number}: expected caption, and the image_id of an image") from None
 
 
@@ -144,13 +145,10 @@ def entry_rows(entries, path, source):
         image_key = one_key(entry, "image", source.image_column, IMAGE_COLUMNS, f"{path} {place}")
         caption_key = one_key(entry, "caption", source.caption_column, CAPTION_COLUMNS, f"{path} {place}")
         captions = entry[caption_key]
-        if isinstance(captions, str):
+        if not isinstance(captions, list):
             captions = [captions]
-        if not isinstance(entry[image_key], str) or not isinstance(captions, list):
-            raise UserError(f"{path} {place}: {image_key} and {caption_key} must be text")
-        split = split_called(entry.get("split")) or split_in_name(path)
         for caption in captions:
-            yield place, entry[image_key], str(caption), split
+            yield place, entry[image_key], caption, split_called(entry.get("split"))
 
 
 def one_key(entry, what, flag, known, where):
@@ -180,22 +178,21 @@ def parquet_rows(path, source, unpacked):
         caption_columns = [parquet_column(table, "caption", source.caption_column, CAPTION_COLUMNS, path)]
 
     for number, row in enumerate(table.to_dict("records")):
-        photo = row[image_column]
-        if isinstance(photo, dict) and photo.get("bytes"):
-            ending = PurePosixPath(photo.get("path") or "").suffix.lower()
-            if ending not in IMAGE_SUFFIXES:
-                ending = ".jpg"  # a label: whoever decodes it looks at the bytes
-            name = f"{path.stem}/{number:06}{ending}"
-            put_photo(unpacked / name, photo["bytes"])
-        elif isinstance(photo, str):
-            name = photo
-        else:
-            raise UserError(f"{path} row {number + 1}: {image_column} holds neither a picture nor the name of one")
+        name = row[image_column]
+        if isinstance(name, dict) and name.get("bytes"):
+            name = put_photo(row[image_column], unpacked, f"{path.parent.name}/{path.stem}/{number:06}")
         for column in caption_columns:
-            captions = [row[column]] if isinstance(row[column], str) else list(row[column])
-            for caption in captions:
-                text = caption["raw"] if isinstance(caption, dict) else str(caption)
-                yield f"row {number + 1}", name, text, split_called(row.get("split")) or split_in_name(path)
+            for caption in captions_in(row[column]):
+                yield f"row {number + 1}", name, caption, split_called(row.get("split"))
+
+
+def captions_in(cell):
+    """Return the captions in a cell of a Parquet table: one, or an array of texts or of {"raw": text}."""
+    if isinstance(cell, str):
+        return [cell]
+    if not isinstance(cell, list | np.ndarray):
+        return []  # an empty cell
+    return [part.get("raw") if isinstance(part, dict) else part for part in cell]
 
 
 def read_parquet(path):
@@ -213,17 +210,25 @@ def read_parquet(path):
 def parquet_column(table, what, flag, known, path):
     """Return the name of a column that a flag names, or the only one of a known name."""
     names = list(map(str, table.columns))
-    columns = [flag] if flag in names else [name for name in names if name.lower() in known and flag is None]
+    if flag is None:
+        columns = [name for name in names if name.lower() in known]
+    else:
+        columns = [name for name in names if name == flag]
     if len(columns) != 1:
         raise UserError(f"{path}: which of its columns is the {what}? It has {', '.join(names)[:200]}: say "
                         f"--{what}-column NAME")  # fmt: skip
     return columns[0]
 
 
-def put_photo(path, content):
-    """Write a photo, unless it is there."""
-    if not path.is_file() or path.stat().st_size != len(content):
-        write_file(path, content)
+def put_photo(photo, folder, name):
+    """Write a photo, {"bytes": …, "path": …}, into a folder, unless it is there; returns its name with its ending."""
+    ending = PurePosixPath(photo.get("path") or "").suffix.lower()
+    if ending not in IMAGE_SUFFIXES:
+        ending = ".jpg"  # a label: whoever decodes it looks at the bytes
+    path = folder / f"{name}{ending}"
+    if not path.is_file() or path.stat().st_size != len(photo["bytes"]):
+        write_file(path, photo["bytes"])
+    return f"{name}{ending}"
 
 
 # ---------------------------------------------------------------- pairs of files

@@ -73,38 +73,34 @@ class Columns(NamedTuple):
 
 
 def columns_of(lines, path, source):
-    """Return the `Columns` of a table, by the line that holds its header; None where no two columns are known.
+    """Return the `Columns` of a table, as its header says; None where it does not name both an image and a caption.
 
-    Raises UserError where two columns could be meant and the flags name neither, or name one that is not there.
+    Raises UserError where two columns could be meant, and no flag says which.
     """
     first = header_line(lines)
     if first is None:
         return None
-    flags = {"image": source.image_column, "caption": source.caption_column}
     for delimiter in DELIMITERS:
         header = [name.strip().strip('"') for name in lines[first].strip("\r\n").split(delimiter)]
         if len(header) < 2:
             continue
-        for what, column in flags.items():
-            if column is not None and column not in header:
-                named = ", ".join(header)
-                raise UserError(f"{path}: --{what}-column {column!r} is not among its columns: {named[:200]}")
-        image = one_column(header, "image", source.image_column, IMAGE_COLUMNS, path)
-        caption = one_column(header, "caption", source.caption_column, CAPTION_COLUMNS, path)
-        split = one_column(header, "split", None, SPLIT_COLUMNS, path)
+        where = f"{path} line {first + 1}"
+        image = one_column(header, "image", source.image_column, IMAGE_COLUMNS, where)
+        caption = one_column(header, "caption", source.caption_column, CAPTION_COLUMNS, where)
+        split = one_column(header, "split", None, SPLIT_COLUMNS, where)
         if image is not None and caption is not None:
             return Columns(delimiter, header, image, caption, split)
     return None
 
 
-def one_column(header, what, flag, known, path):
-    """Return the place of a column in a header: the one that a flag names, or the only one of a known name."""
+def one_column(header, what, flag, known, where):
+    """Return the place of a column in a header: the one that a flag names, or the only one of a known name, or None."""
     if flag is not None:
-        return header.index(flag)
+        return header.index(flag) if flag in header else None
     places = [place for place, name in enumerate(header) if name.lower() in known]
     if len(places) > 1:
         names = " and ".join(repr(header[place]) for place in places)
-        raise UserError(f"{path} line 1: {names} could both be the {what}: say which with --{what}-column NAME")
+        raise UserError(f"{where}: {names} could both be the {what}: say which with --{what}-column NAME")
     return places[0] if places else None
 
 
@@ -172,7 +168,8 @@ def bar_rows(lines, path, columns, first):
         if parts == [""]:
             continue
         refuse_short_row(parts, columns, f"{path} line {number}", "bar")
-        yield f"line {number}", parts[columns.image], parts[columns.caption], None
+        split = None if columns.split is None else split_called(parts[columns.split])
+        yield f"line {number}", parts[columns.image], parts[columns.caption], split
 
 
 # ---------------------------------------------------------------- Flickr8k's tokens

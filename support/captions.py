@@ -16,6 +16,7 @@ The forms are told apart by their content. Each has its reader in support/captio
 here the files are found, and where the photos lie.
 """
 
+import functools
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -29,7 +30,7 @@ from support.caption_forms import (
     PARQUET,
     pair_rows,
     picture_text_pairs,
-    recognised,
+    recognise,
     split_in_name,
 )
 from support.errors import UserError
@@ -81,7 +82,7 @@ class Captions:
         return f"reading {names} as {self.form}: {each}"
 
 
-def captions_of(data):
+def read_dataset(data):
     """Return the `Captions` of a dataset, named by its path or by a `Source`.
 
     Every caption is text: "None" and "NA" too. Rows with an empty caption are left out. Raises UserError with file and
@@ -94,16 +95,18 @@ def captions_of(data):
     found = find_captions(source)
     folders = folders_of_photos(source, found)
     rows = []
-    for file, rows_of in found.readers.items():
-        for place, image, caption, split in rows_of():
+    for file, read_rows in found.readers.items():
+        # One file that happens to be called train.csv divides nothing; train.csv and test.csv do.
+        split_of_file = split_in_name(file) if len(found.readers) > 1 else None
+        for place, image, caption, split in read_rows():
+            if not isinstance(image, str) or not isinstance(caption, str | None):
+                raise UserError(f"{file} {place}: the image's name and the caption must be text")
             if not is_inside_folder(image):
                 raise UserError(f"{file} {place}: {image!r} must be a file name inside {folders[0]}")
-            if caption.strip():
-                rows.append(Row(found.prefix(file) + image, caption.strip(), split))
+            if caption and caption.strip():
+                rows.append(Row(found.prefix(file) + image, caption.strip(), split or split_of_file))
     if not rows:
         raise UserError(f"{next(iter(found.readers))} holds no captions")
-    if len({row.split for row in rows}) == 1:  # one file that happens to be called train.csv divides nothing
-        rows = [row._replace(split=None) for row in rows]
 
     paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), folders)
     if renamed:
@@ -132,11 +135,13 @@ class Found(NamedTuple):
     readers: dict  # {path: a function that yields (place, image, caption, split)}
 
     def prefix(self, file):
-        """Return what stands before the names of photos in one of several files that are called alike.
+        """Return the folder that is put before the names of photos in one of several files that are called alike.
 
         In an image folder of the library `datasets`, train/metadata.jsonl and test/metadata.jsonl each speak of the
         photos beside them.
         """
+        if self.form == PARQUET:  # photos that lie in the file are called after it already
+            return ""
         names = [path.name for path in self.readers]
         return f"{file.parent.name}/" if names.count(file.name) > 1 else ""
 
@@ -160,7 +165,7 @@ def find_captions(source):
     forms = {}
     readers = {}
     for path in files:
-        forms[path], reader = recognised(path, source, unpacked)
+        forms[path], reader = recognise(path, source, unpacked)
         if reader is not None:
             readers[path] = reader
     if len(readers) > 1 and not all(split_in_name(path) for path in readers):
@@ -171,8 +176,8 @@ def find_captions(source):
 
     pairs = picture_text_pairs(folder) if not known and folder.is_dir() else []
     if not pairs:
-        raise UserError(f"{folder} has no captions: {seen_instead(forms)}{EXPECTED}")
-    return Found(PAIRS, {folder: lambda: pair_rows(pairs, folder)})
+        raise UserError(f"{folder} has no captions: {seen_instead(forms, source)}{EXPECTED}")
+    return Found(PAIRS, {folder: functools.partial(pair_rows, pairs, folder)})
 
 
 def folder_of_unpacked_photos(source):
@@ -200,7 +205,7 @@ def is_no_caption_file(path):
     return name.endswith("images.txt") or name.startswith((".", "readme", "license", "requirements"))
 
 
-def seen_instead(forms):
+def seen_instead(forms, source):
     """Return words about files that were looked at and hold no captions: {path: what they hold, or None}."""
     words = ""
     unknown = []
@@ -212,7 +217,10 @@ def seen_instead(forms):
             )
         else:
             unknown.append(f"{path.name} line 1 names no image and no caption column: {first_line(path)!r}")
-    if unknown:
+    named = [f"{column!r}" for column in (source.image_column, source.caption_column) if column]
+    if unknown and named:
+        words += f"{' and '.join(unknown[:3])}; it has no column {' and '.join(named)}; "
+    elif unknown:
         words += f"{' and '.join(unknown[:3])}; if it is a table, say --image-column NAME --caption-column NAME; "
     return words
 
@@ -256,6 +264,7 @@ def find_photos(names, folders):
     paths = {}
     missing = set()
     renamed = {}
+    name_of = {}  # {path: name}
     files_like = None
     for name in names:
         places = [os.path.join(folder, name) for folder in folders]
@@ -265,11 +274,14 @@ def find_photos(names, folders):
                 files_like = files_by_folded_name(folders)
             alike = files_like[folded(name)]
             if len(alike) == 1:
-                ((true_name, place),) = alike
-                renamed[name] = true_name
+                renamed[name], place = alike[0]
         if place is None:
             missing.add(name)
-        paths[renamed.get(name, name)] = place or places[0]
+        place = os.path.normpath(place or places[0])
+        if place in name_of:  # "a.jpg" and "Images/a.jpg" are one photo
+            renamed[name] = name_of[place]
+        name_of.setdefault(place, renamed.get(name, name))
+        paths[renamed.get(name, name)] = place
     return paths, missing, renamed
 
 

@@ -166,7 +166,7 @@ def report_lines(report, splits, data_dir):
     for what, photos, words in (
         ("missing, left out", report.missing, report.missing),
         ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),
-        ("named with other capitals or accents, taken all the same", report.renamed, report.renamed),
+        ("named otherwise than their file, taken all the same", report.renamed, report.renamed),
         ("listed, but without captions", report.without_captions, report.without_captions),
         ("in no split, not used", report.in_no_split, report.in_no_split),
         ("in two splits, not trained on", report.in_two_splits, report.in_two_splits),

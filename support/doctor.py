@@ -4,6 +4,7 @@ Faults of single files, such as a damaged photo, are in support/data_report.py; 
 """
 
 import re
+from collections import Counter
 
 import pandas as pd
 
@@ -19,15 +20,16 @@ OTHER_LANGUAGE = (
 )
 
 
-def findings(table, report, tokenizer, max_tokens, batch_size, image_size):
+def findings(table, report, tokenizer, is_scratch, max_tokens, batch_size, image_size):
     """Return lines about the captions table of train, a text tower's tokenizer, and photos for an image tower.
 
-    report: the `DataReport`. image_size: pixels a side that the image tower looks at.
+    report: the `DataReport`. is_scratch: whether the tower is built for these captions. image_size: pixels a side that
+    the image tower looks at.
     """
     return [
         *findings_on_the_batch(table, batch_size),
         *findings_on_equal_captions(table, batch_size),
-        *findings_on_tokens(table["caption"], tokenizer, max_tokens),
+        *findings_on_tokens(table["caption"], tokenizer, max_tokens, is_scratch),
         *findings_on_sizes(report, image_size),
     ]
 
@@ -38,8 +40,8 @@ def findings_on_the_batch(table, batch_size):
     if photos >= batch_size:
         return []
     return [
-        f"too few photos for a batch: --batch-size {batch_size} is more than the {photos:,} of train, so each step shows "
-        f"all of them; --batch-size {max(2, photos // 4)} makes four steps of an epoch"
+        f"too few photos for a batch: --batch-size {batch_size} is more than the {photos:,} of train, so each step "
+        f"shows all of them; --batch-size {max(2, photos // 4)} makes several steps of an epoch"
     ]
 
 
@@ -54,7 +56,8 @@ def equal_pairs_in_a_batch(table, batch_size):
     """
     photos = table["image"].nunique()
     captions_of_photo = table.groupby("image").size()
-    shares = table.groupby(["caption", "image"]).size() / captions_of_photo  # of each caption among those of its photo
+    counts = table.groupby(["caption", "image"]).size()
+    shares = counts.div(captions_of_photo, level="image")  # of each caption among those of its photo
     sums = shares.groupby("caption").sum()
     squares = (shares**2).groupby("caption").sum()
     expected = ((sums**2 - squares) / 2).sum()  # the sum of p * q over all pairs of photos
@@ -88,7 +91,7 @@ def findings_on_equal_captions(table, batch_size):
 # ---------------------------------------------------------------- captions and the text tower
 
 
-def findings_on_tokens(captions, tokenizer, max_tokens):
+def findings_on_tokens(captions, tokenizer, max_tokens, is_scratch=False):
     """Return lines about captions that are cut, and about a tower of another language."""
     token_ids = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
     lines = []
@@ -96,7 +99,7 @@ def findings_on_tokens(captions, tokenizer, max_tokens):
     lengths = [len(ids) for ids in token_ids]
     cut = sum(length > max_tokens for length in lengths)
     if cut:
-        limit = min(max(lengths), tokenizer.model_max_length)
+        limit = max(lengths) if is_scratch else min(max(lengths), tokenizer.model_max_length)
         what_to_do = "the text tower reads no more"
         if limit > max_tokens:
             what_to_do = f"--max-tokens {limit} reads {'all' if limit == max(lengths) else 'more'}"
@@ -128,13 +131,14 @@ def findings_on_tokens(captions, tokenizer, max_tokens):
 def findings_on_sizes(report, image_size):
     """Return a line where most photos are smaller than what the image tower looks at."""
     photos = sum(report.sizes.values())
-    small = sum(count for (width, height), count in report.sizes.items() if max(width, height) < image_size)
-    if small <= photos / 2:
+    small = Counter({size: count for size, count in report.sizes.items() if max(size) < image_size})
+    if small.total() <= photos / 2:
         return []
-    (width, height), _ = report.sizes.most_common(1)[0]
-    # the tower halves a picture five times: a multiple of 32 fits best
-    fitting = max(32, 32 * round(max(width, height) / 32))
+    (width, height), _ = small.most_common(1)[0]
+    fitting = max(32, 32 * round(max(width, height) / 32))  # the tower halves a picture five times
+    if fitting >= image_size:
+        return []
     return [
-        f"photos smaller than the {image_size} pixels that the image tower looks at: {small:,} of {photos:,} (most "
-        f"have {width} x {height}): --image-size {fitting} trains faster, and larger photos would show more"
+        f"photos smaller than the {image_size} pixels that the image tower looks at: {small.total():,} of {photos:,} "
+        f"(most have {width} x {height}): --image-size {fitting} trains faster, and larger photos would show more"
     ]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from config import PRESETS
 from dataset import load_splits, load_usable_splits, paths_of, read_captions
-from support.captions import captions_of
+from support.captions import read_dataset
 from support.errors import UserError
 from support.source import Source
 
@@ -60,7 +60,7 @@ def test_each_form_is_known_by_its_content(tmp_path, name, text, form):
     (tmp_path / name).write_text(text)
     assert pairs_in(tmp_path) == WANTED
     assert pairs_in(tmp_path / name) == WANTED  # and where the file itself is named
-    assert captions_of(tmp_path).description() == f"reading {tmp_path / name} as {form}: 1 caption a photo"
+    assert read_dataset(tmp_path).description() == f"reading {tmp_path / name} as {form}: 1 caption a photo"
 
 
 @pytest.mark.parametrize("text", [
@@ -76,13 +76,15 @@ def test_tables_as_spreadsheets_save_them(tmp_path, text):
 def test_columns_that_cannot_be_known_are_asked_for_and_can_be_named(tmp_path):
     (tmp_path / "data.csv").write_text(f'id,picture,title,alt\na.jpg,x,no,{A}\nb.jpg,y,no,"{B}"\n')
     assert pairs_in(tmp_path, image_column="id", caption_column="alt") == WANTED
-    with pytest.raises(UserError, match="--caption-column 'nope' is not among its columns: id, picture, title, alt"):
+    (tmp_path / "notes.txt").write_text("first, second and third\n")  # does no harm
+    assert pairs_in(tmp_path, image_column="id", caption_column="alt") == WANTED
+    with pytest.raises(UserError, match="line 1 names .*'id,picture,title,alt' .*it has no column 'nope'"):
         pairs_in(tmp_path, caption_column="nope")
     (tmp_path / "data.csv").write_text("image,title,text\na.jpg,x,y\n")
     with pytest.raises(UserError, match="'title' and 'text' could both be the caption: .* --caption-column NAME"):
         pairs_in(tmp_path)
     (tmp_path / "data.csv").write_text("one,two\na.jpg,x\n")
-    complaint = "data.csv line 1 names no image and no caption column: 'one,two'; .*--image-column NAME"
+    complaint = "data.csv line 1 names no image and no caption column: 'one,two' .*--image-column NAME"
     with pytest.raises(UserError, match=complaint):
         pairs_in(tmp_path)
 
@@ -99,7 +101,7 @@ def test_a_json_key_that_cannot_be_known_is_asked_for(tmp_path):
     ("a.json", '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2}]}', "annotation 1"),
     ("a.json", '{"images": [', "a.json line 1: not JSON"),
     ("a.jsonl", '{"image": "a.jpg", "text": "x"}\n{"image', "a.jsonl line 2: not JSON"),
-    ("a.jsonl", '{"image": "a.jpg", "text": 7}\n', "a.jsonl line 1: image and text must be text"),
+    ("a.jsonl", '{"image": "a.jpg", "text": 7}\n', "a.jsonl line 1: the image's name and the caption must be text"),
     ("a.csv", "id,caption,image\n7,A dog, running,a.jpg\n", "a.csv line 2: 4 columns, and the header has 3"),
     ("a.csv", "id,image,caption\n7,a.jpg\n", "a.csv line 2: 2 columns, and the header has 3"),
     ("a.csv", "image|caption\na.jpg\n", "a.csv line 2: no bar between image and caption"),
@@ -109,6 +111,19 @@ def test_what_is_wrong_in_a_file_is_named_with_its_place(tmp_path, name, text, c
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=complaint):
         read_captions(tmp_path)
+
+
+def test_a_caption_that_is_null_is_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "text": null}\n{"image": "a.jpg", "text": ["x", null]}\n')
+    assert pairs_in(tmp_path / "a.jsonl") == [("a.jpg", "x")]
+    value = {"images": [{"id": 1, "file_name": "a.jpg"}],
+             "annotations": [{"image_id": 1, "caption": None}, {"image_id": 1, "caption": "x"}]}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert pairs_in(tmp_path / "a.json") == [("a.jpg", "x")]
+    value["images"][0]["file_name"] = 7
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match="a.json annotation 1: the image's name and the caption must be text"):
+        pairs_in(tmp_path / "a.json")
 
 
 def test_judgements_are_told_from_captions_by_name(tmp_path):
@@ -181,6 +196,30 @@ def test_one_file_called_train_divides_nothing(tmp_path):
         "train": 8, "dev": 1, "test": 1}
 
 
+def test_tables_of_several_splits_name_them_by_their_files(tmp_path):
+    photos(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    for split, name in (("train", "a.jpg"), ("val", "b.jpg"), ("test", "c.jpg")):
+        (tmp_path / f"{split}.csv").write_text(f"image,caption\n{name},x\n")
+    assert names_of_splits(tmp_path) == {"train": ["a.jpg"], "dev": ["b.jpg"], "test": ["c.jpg"]}
+    (tmp_path / "results.csv").write_text("image_name|split|comment\na.jpg|train|x\nb.jpg|val|y\nc.jpg|test|z\n")
+    assert names_of_splits(tmp_path / "results.csv") == {"train": ["a.jpg"], "dev": ["b.jpg"], "test": ["c.jpg"]}
+
+
+def test_a_split_column_that_names_one_split_is_followed(tmp_path):
+    photos(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "data.csv").write_text("image,split,caption\na.jpg,test,x\nb.jpg,test,y\n")
+    assert names_of_splits(tmp_path) == {"train": [], "dev": [], "test": ["a.jpg", "b.jpg"]}
+
+
+def test_a_photo_whose_rows_name_two_splits_is_kept_out_of_train(tmp_path):
+    photos(tmp_path, *[f"{number}.jpg" for number in range(4)])
+    (tmp_path / "data.csv").write_text(
+        "image,split,caption\n0.jpg,test,x\n0.jpg,train,y\n1.jpg,train,x\n2.jpg,train,x\n3.jpg,val,x\n")
+    assert names_of_splits(tmp_path) == {"train": ["1.jpg", "2.jpg"], "dev": ["3.jpg"], "test": ["0.jpg"]}
+    _, report = load_usable_splits(tmp_path)
+    assert report.in_two_splits == ["0.jpg"]
+
+
 # ---------------------------------------------------------------- files that hold or accompany photos
 
 
@@ -190,7 +229,7 @@ def test_pairs_of_a_photo_and_a_text_file(tmp_path):
     (tmp_path / "deep" / "b.txt").write_text("Three .\n")
     (tmp_path / "notes.txt").write_text("not of any photo\n")
     assert pairs_in(tmp_path) == [("a.jpg", "One ."), ("a.jpg", "Two ."), ("deep/b.JPG", "Three .")]
-    assert "pairs of a photo and a text file" in captions_of(tmp_path).description()
+    assert "pairs of a photo and a text file" in read_dataset(tmp_path).description()
 
 
 def test_parquet_with_photos_in_it_as_the_hub_has_it(tmp_path):
@@ -212,6 +251,19 @@ def test_parquet_with_photos_in_it_as_the_hub_has_it(tmp_path):
     assert paths_of(splits["test"])[0].read_bytes() == contents[5]
     changed = paths_of(splits["test"])[0].stat().st_mtime_ns
     assert paths_of(load_splits(tmp_path / "set")["test"])[0].stat().st_mtime_ns == changed  # not written again
+
+    (tmp_path / "two").mkdir()
+    for split, number in (("train", 0), ("test", 1)):  # files that are called alike
+        (tmp_path / "two" / split).mkdir()
+        table = pd.DataFrame({"image": [{"bytes": contents[number], "path": None}], "caption": [f"of {split}"]})
+        table.to_parquet(tmp_path / "two" / split / "0000.parquet")
+    splits = load_splits(tmp_path / "two")
+    assert {split: len(table) for split, table in splits.items()} == {"train": 1, "dev": 0, "test": 1}
+    assert paths_of(splits["test"])[0].read_bytes() == contents[1]
+
+    empty = pd.DataFrame({"image": [{"bytes": contents[0], "path": "0.jpg"}] * 3, "caption": ["x", None, "y"]})
+    empty.to_parquet(tmp_path / "empty.parquet")
+    assert [caption for _, caption in pairs_in(tmp_path / "empty.parquet")] == ["x", "y"]
 
     numbered = pd.DataFrame({"image": [{"bytes": contents[0], "path": None}], "caption_0": ["x"], "caption_1": ["y"]})
     numbered.to_parquet(tmp_path / "one.parquet")
@@ -245,9 +297,15 @@ def test_photos_outside_the_dataset_folder(tmp_path):
 def test_photos_are_found_in_the_folders_that_people_have(tmp_path, folder, name):
     photos(tmp_path / folder, "a.jpg")
     (tmp_path / "captions.txt").write_text(f"image,caption\n{name},x\n")
-    captions = captions_of(tmp_path)
+    captions = read_dataset(tmp_path)
     assert not captions.missing
     assert os.path.samefile(paths_of(read_captions(tmp_path))[0], tmp_path / folder / "a.jpg")
+
+
+def test_one_photo_named_in_two_ways_is_one_photo(tmp_path):
+    photos(tmp_path / "Images", "a.jpg", "b.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,x\nImages/a.jpg,y\n./a.jpg,z\nb.jpg,w\n")
+    assert pairs_in(tmp_path) == [("a.jpg", "x"), ("a.jpg", "y"), ("a.jpg", "z"), ("b.jpg", "w")]
 
 
 def test_names_written_on_another_system_are_matched_and_told(tmp_path):
@@ -262,14 +320,14 @@ def test_names_written_on_another_system_are_matched_and_told(tmp_path):
     splits, report = load_usable_splits(tmp_path)
     assert {split: len(table) for split, table in splits.items()} == {"train": 15, "dev": 6}
     assert set(splits["dev"]["image"]) == set(names[15:])
-    told = "named with other capitals or accents, taken all the same: 21 (0.JPG is 0.jpg, "
+    told = "named otherwise than their file, taken all the same: 21 (0.JPG is 0.jpg, "
     assert any(told in line for line in report.lines)
 
 
 def test_a_name_that_two_files_could_mean_is_none_of_them(tmp_path):
     photos(tmp_path / "Images", "a.jpg", "A.jpg", "b.jpg")
     (tmp_path / "captions.txt").write_text("image,caption\na.JPG,x\nb.jpg,y\n")
-    assert captions_of(tmp_path).missing == {"a.JPG"}
+    assert read_dataset(tmp_path).missing == {"a.JPG"}
 
 
 # ---------------------------------------------------------------- the flags

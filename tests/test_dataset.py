@@ -388,7 +388,7 @@ def test_a_photo_with_fewer_captions_shows_them_again():
     table["path"] = table["original"] = table["image"]
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, tokenizer, None, 32, 16, captions_per_photo=3)
-    assert pairs.captions_of == [[0, 2, 3], [1], [4, 5]] and pairs.captions_per_photo == 2  # as most photos have
+    assert pairs.rows_of_photo == [[0, 2, 3], [1], [4, 5]] and pairs.captions_per_photo == 2  # as most photos have
     assert pairs.drawn_captions(0, 4) == [2, 3] and pairs.drawn_captions(1, 4) == [1, 1]
     assert pairs.drawn_captions(2, 5) == [5, 4]
 
@@ -447,7 +447,7 @@ def test_table_order_and_names_survive_repeated_and_scattered_rows(tmp_path, sam
     tokenizer = train_tokenizer(table["caption"], 16)
     pairs = CaptionDataset(table, tokenizer, train_transform(32), 32, 16)
     assert [path.name for path in pairs.photos.paths] == [names[1], names[0]]
-    assert pairs.captions_of == [[0, 2], [1]]
+    assert pairs.rows_of_photo == [[0, 2], [1]]
     assert [pairs.token_ids[row] for row in (0, 2, 1)] == tokenize(tokenizer, ["one", "three", "two"], 16)
 
 

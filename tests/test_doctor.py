@@ -71,7 +71,7 @@ def test_a_batch_of_more_photos_than_there_are():
     table = table_of([["a", "b"]] * 40)
     assert findings_on_the_batch(table, 40) == []
     (line,) = findings_on_the_batch(table, 41)
-    assert "--batch-size 41 is more than the 40 of train" in line and "--batch-size 10 makes four steps" in line
+    assert "--batch-size 41 is more than the 40 of train" in line and "--batch-size 10 makes several steps" in line
 
 
 # ---------------------------------------------------------------- captions and the text tower
@@ -85,6 +85,7 @@ def test_captions_that_are_cut_are_counted(tmp_path):
     assert findings_on_tokens(captions, tokenizer, 8) == []
     tokenizer.model_max_length = 5
     assert "the text tower reads no more" in findings_on_tokens(captions, tokenizer, 5)[0]
+    assert "--max-tokens 8 reads all" in findings_on_tokens(captions, tokenizer, 5, is_scratch=True)[0]
 
 
 def test_captions_in_a_language_that_the_tower_does_not_know(tmp_path):
@@ -104,7 +105,10 @@ def test_captions_in_a_language_that_the_tower_does_not_know(tmp_path):
 def test_photos_smaller_than_what_the_tower_sees():
     (line,) = findings_on_sizes(DataReport(sizes=Counter({(28, 28): 60, (640, 480): 40})), 224)
     assert "60 of 100 (most have 28 x 28): --image-size 32" in line
+    (line,) = findings_on_sizes(DataReport(sizes=Counter({(28, 28): 30, (60, 64): 31, (640, 480): 39})), 224)
+    assert "61 of 100 (most have 60 x 64): --image-size 64" in line
     assert findings_on_sizes(DataReport(sizes=Counter({(28, 28): 40, (640, 480): 60})), 224) == []
+    assert findings_on_sizes(DataReport(sizes=Counter({(220, 220): 100})), 224) == []
 
 
 def photo_of(seed, size=(160, 120)):

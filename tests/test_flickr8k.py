@@ -14,7 +14,7 @@ from config import PRESETS
 from dataset import image_loader, inspect_dataset, load_splits, paths_of, read_captions, split_images
 from models import CLIP, embed_images, embed_texts
 from support.caption_tables import read_text, token_rows
-from support.captions import captions_of
+from support.captions import read_dataset
 
 FLICKR8K, TOWERS = (os.environ.get(name) for name in ("FLICKR8K_DIR", "TOWERS_DIR"))
 needs_photos = pytest.mark.skipif(not FLICKR8K, reason="FLICKR8K_DIR is not set")
@@ -34,7 +34,7 @@ def test_both_captions_files_say_the_same():
 
 @needs_photos
 def test_the_official_splits_and_the_known_faults():
-    listed = split_images(FLICKR8K, captions_of(FLICKR8K))
+    listed = split_images(FLICKR8K, read_dataset(FLICKR8K))
     assert len(listed["train"]) == 6000 and len(listed["dev"]) == 1000
     splits = load_splits(FLICKR8K)
     assert not set(splits["train"]["image"]) & set(splits["dev"]["image"])
