@@ -49,7 +49,7 @@ class AblationConfig:
     text_encoder: str = PRESETS["flickr8k"].text_encoder  # any name or folder for AutoModel
     epochs: int = 24  # of each row
     seeds: int = 3  # runs of each row
-    only: str = ""  # run only the rows whose name contains this
+    only: str = ""  # run only the rows whose name contains this; "A|B": or that
     output: Path | None = None  # also write the table to this file
     curve: Path | None = None  # with frozen: also draw how far train is above dev, over the epochs
 
@@ -263,7 +263,7 @@ def main(flags):
     print("\n".join(lines), flush=True)
     gaps = {}
     for name, run in runs.items():
-        if flags.only in name:
+        if any(words in name for words in flags.only.split("|")):
             results = [run(seed) for seed in range(flags.seeds)]
             lines.append(table_row(name, results))
             if flags.curve and name in CURVES:
