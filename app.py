@@ -222,6 +222,8 @@ def open_gallery(checkpoint, flags, tell):
         InferenceConfig.batch_size,
         InferenceConfig.workers,
         progress=tell,
+        trust_index=flags.trust_index,
+        check=flags.check,
     )
     for line in skipped_lines(gallery.skipped)[:5]:
         print(f"skipped: {shown(line)}", file=sys.stderr)

@@ -242,6 +242,14 @@ class DatasetConfig:
     image_size: int = 224  # pixels a side that the image tower looks at
     output: Path = Path("report.png")  # the picture
 
+    def __post_init__(self):
+        require(self, ["max_tokens"], "from 3 to 4,096", lambda v: 3 <= v <= 4096)
+        require(self, ["batch_size"], "at least 2", lambda v: v >= 2)
+        require(self, ["image_size"], "at least 32 and at most 2,048", lambda v: 32 <= v <= 2048)
+        require(self, ["split_seed"], "at least 0", lambda v: v >= 0)
+        pictures = (".png", ".jpg", ".pdf")
+        require(self, ["output"], f"a name that ends in {', '.join(pictures)}", lambda v: v.suffix.lower() in pictures)
+
     @property
     def source(self):
         """Where the pairs come from: a `support.source.Source`."""
@@ -390,6 +398,8 @@ class AppConfig:
     checkpoint: Path | None = None  # model directory, or hf-hub:OWNER/NAME; None: best/ of the newest run
     host: str = "127.0.0.1"  # address to listen on; with any but this one, other machines can look at the gallery
     port: int = 7860  # port to listen on; 0: any that is free
+    trust_index: bool = False  # in a large gallery: where no folder's time has changed, do not look at each picture's
+    check: bool = False  # look at all pictures again: one may have been swapped for another of the same size and time
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
 
     def __post_init__(self):

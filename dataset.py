@@ -81,10 +81,10 @@ def read_captions(data_dir):
 
 def table_of(captions):
     """Return `support.captions.Captions` as the table that `read_captions` describes."""
-    table = pd.DataFrame([(row.image, row.caption) for row in captions.rows], columns=["image", "caption"])
-    table["path"] = table["image"].map(captions.paths)
-    table["original"] = table["image"]  # `load_usable_splits` looks into the files, and knows better
-    return table
+    rows = [(row.image, row.caption, captions.paths[row.image], row.image) for row in captions.rows]
+    # As objects: a column of another kind holds no names that are not UTF-8. `load_usable_splits` looks into the files,
+    # and knows which photos are equal.
+    return pd.DataFrame(rows, columns=["image", "caption", "path", "original"], dtype=object)
 
 
 # ---------------------------------------------------------------- splits
@@ -101,7 +101,7 @@ def split_images(data_dir, captions, split_seed=0):
         splits = {}
         for split, path in lists.items():
             lines = [line.strip() for line in read_text(path)]
-            splits[split] = [captions.renamed.get(line, line) for line in lines if line]
+            splits[split] = [captions.true_name(line) for line in lines if line]
         return splits
 
     if any(row.split for row in captions.rows):
@@ -109,7 +109,11 @@ def split_images(data_dir, captions, split_seed=0):
         for row in captions.rows:
             if row.split:
                 splits[row.split][row.image] = None
-        return {split: list(images) for split, images in splits.items()}
+        splits = {split: list(images) for split, images in splits.items()}
+        if captions.lacks_dev:
+            drawn = draw_splits(splits["train"], split_seed)
+            splits |= {"train": drawn["train"] + drawn["test"], "dev": drawn["dev"]}
+        return splits
     return draw_splits([image for image in captions.paths if image not in captions.missing], split_seed)
 
 
@@ -210,6 +214,7 @@ def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
     """Return a `DataReport` on the lists as they are written, with photos that `load_splits` leaves out."""
     splits = split_images(data_dir, captions, split_seed)
     report = report_on(captions, splits)
+    report.dev_is_drawn = captions.lacks_dev and not split_lists(data_dir)
     to_open = {name for names in splits.values() for name in names} & (captions.paths.keys() - captions.missing)
     if not open_train_photos:
         to_open -= set(splits.get("train", []))
@@ -581,8 +586,9 @@ def image_loader(paths, size, batch_size, workers=0, decoded=None):
 
 
 def main(flags):
-    if flags.output.suffix.lower() not in (".png", ".jpg", ".pdf"):
-        raise UserError(f"--output {flags.output}: choose a name that ends in .png, .jpg or .pdf")
+    folder = dataset_folder(flags.source.data_dir).resolve()
+    if flags.output.exists() and flags.output.resolve().is_relative_to(folder / "Images"):
+        raise UserError(f"--output {flags.output} is a photo of the dataset: name another file")
     splits, report = load_usable_splits(flags.source, flags.split_seed)
     table = splits["train"]
     tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
@@ -598,7 +604,10 @@ def main(flags):
         item = pairs.item(row)
         shown_pairs.append((item.image, tokenizer.decode(item.texts[0], skip_special_tokens=True)))
     lengths = [len(ids) for ids in pairs.token_ids]
-    draw_data_report(shown_pairs, lengths, report.sizes, table["caption"], flags.output)
+    try:
+        draw_data_report(shown_pairs, lengths, report.sizes, table["caption"], flags.output)
+    except OSError as error:
+        raise UserError(f"--output {flags.output} cannot be written: {error}") from None
     print(f"wrote {flags.output}")
 
 

@@ -71,7 +71,7 @@ def write_index_of(names, folder, photos, model):
     (index,) = gallery.indexes
     files = [[name, stamp(folder / name), None] for name in names]
     rows = np.array([int(Path(name).stem) % len(gallery.files) for name in names])
-    arrays = {array: getattr(index, array)[rows] for array in ("embeddings", "looks", "penalties", "taken")}
+    arrays = {array: getattr(index, array)[rows] for array in ("embeddings", "looks", "penalties", "taken", "marks")}
     write_index(folder / INDEX_NAME, replace(index, files=files, sources={}, **arrays))
 
 

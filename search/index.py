@@ -39,6 +39,7 @@ class Index:
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.
     penalties: (N,) float16, of hubs (support/hubs.py), by the bank whose stamp is `bank`; None in earlier versions.
     taken: (N,) float64, when each was taken by what the camera noted (search/taken.py); None in earlier versions.
+    marks: (N,) uint64, by which --check knows a picture again (search/check.py); None in earlier versions.
     readers: what there was to read pictures with (support/picture_kinds.py); None in earlier versions.
     """
 
@@ -53,12 +54,13 @@ class Index:
     bank: str | None = None
     penalties: np.ndarray | None = None
     taken: np.ndarray | None = None
+    marks: np.ndarray | None = None
     readers: str | None = None
     format: int = INDEX_FORMAT
 
     def about(self):
         """Return everything but the arrays, as plain types."""
-        arrays = ("embeddings", "looks", "penalties", "taken")
+        arrays = ("embeddings", "looks", "penalties", "taken", "marks")
         return {key: value for key, value in vars(self).items() if key not in arrays}
 
     def entries(self):
@@ -139,6 +141,8 @@ def write_index(path, index):
         tensors["penalties"] = index.penalties
     if index.taken is not None:
         tensors["taken"] = np.ascontiguousarray(index.taken)
+    if index.marks is not None:
+        tensors["marks"] = np.ascontiguousarray(index.marks)
     write_file(path, save(tensors))
 
 
@@ -174,6 +178,9 @@ def map_index(path):
     taken = None
     if "taken" in header:  # nor this
         taken = map_rows(path, start, header["taken"], np.float64)
+    marks = None
+    if "marks" in header:  # nor this
+        marks = map_rows(path, start, header["marks"], np.uint64)
 
     count = sum(reason is None for _, _, reason in about["files"])
     if embeddings.ndim != 2 or len(embeddings) != count or looks.shape != (count, LOOK_WIDTH):
@@ -183,7 +190,9 @@ def map_index(path):
         penalties = penalties if could_be else None
     if taken is not None and not (taken.shape == (count,) and could_be_moments(taken)):
         taken = None
-    return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties, taken=taken)
+    if marks is not None and marks.shape != (count,):
+        marks = None
+    return Index(**about, embeddings=embeddings, looks=looks, penalties=penalties, taken=taken, marks=marks)
 
 
 def could_be_moments(taken):

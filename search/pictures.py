@@ -61,7 +61,7 @@ def pictures_of_folder(folder, leave_out=None, trust_index=False):
         names = [name for name in names if name != left_out]
     pictures = Pictures(name, root, names, IndexFile(root, index_name))
     if trust_index and not is_sharded(folder):
-        pictures.sources = stamps_of_folders(root, {os.path.dirname(name) for name in names})
+        pictures.sources = stamps_of_folders(root, folders_below(root))
     return pictures
 
 
@@ -78,20 +78,30 @@ def trusted_pictures(name, root):
     return Pictures(name, root, list(stamps), index_file, index.sources, stamps=stamps)
 
 
+def folders_below(root):
+    """Return the names of all folders below a root in which pictures would be found."""
+    names = []
+    for parent, folders, _ in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [name_below(root, os.path.join(parent, name)) for name in folders]
+    return names
+
+
 def stamps_of_folders(root, folders):
-    """Return {folder: stamp} of folders below the root and all those above them, and what lies in the root itself.
+    """Return {folder: stamp} of folders below the root, and what lies in the root itself.
 
     A folder's time changes when a file in it comes, goes or is renamed. So does that of the root whenever an index is
     written into it: of the root it is the visible names instead, as one hash.
     """
-    stamps = {}
-    for folder in folders:
-        while folder and folder not in stamps:
-            stamps[folder] = stamp(root / folder)
-            folder = os.path.dirname(folder)
-    visible = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    stamps[""] = hashlib.sha256(os.fsencode("/".join(visible))).hexdigest()
+    stamps = {folder: stamp(root / folder) for folder in folders}
+    stamps[""] = hash_of_names(root)
     return stamps
+
+
+def hash_of_names(folder):
+    """Return a hash of the visible names in a folder, which says as its time does whether one has come or gone."""
+    visible = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return hashlib.sha256(os.fsencode("/".join(visible))).hexdigest()
 
 
 def pictures_of_folders(folders, leave_out=None, trust_index=False):
@@ -156,8 +166,20 @@ def default_split(splits):
 
 def sources_now(sources, config):
     """Return the stamps that the files among the sources of an index have now, and the seed."""
-    now = {path: stamp(Path(path)) for path in sources if path != "split_seed"}
+    now = {}
+    for path in sources.keys() - {"split_seed"}:
+        now[path] = stamp_of_source(path)
     return {**now, "split_seed": config.split_seed}
+
+
+def stamp_of_source(path):
+    """Return what tells that a file has changed, or that in a folder, "DIR/", a name has come or gone.
+
+    Not the time of the folder: that changes with the index that may be written into it.
+    """
+    if not path.endswith("/"):
+        return stamp(path)
+    return hash_of_names(path) if os.path.isdir(path) else None
 
 
 def read_split(config, root, split):
@@ -181,10 +203,12 @@ def read_split(config, root, split):
     sources = {}
     if not is_sharded(config.data_dir):
         folder = dataset_folder(config.data_dir)
-        decisive = {folder / name for name in (*KNOWN_NAMES, *SPLIT_FILES.values())}
-        decisive |= set(captions.files)
-        decisive |= {Path(os.path.dirname(path)) for path in captions.paths.values()}
-        sources = {str(path): stamp(path) for path in sorted(decisive)}
+        decisive = {str(folder / name) for name in (*KNOWN_NAMES, *SPLIT_FILES.values())}
+        decisive |= {str(path) for path in captions.files if path.is_file()}
+        for photos in {os.path.dirname(path) for path in captions.paths.values()}:
+            holds_the_index = os.path.abspath(photos) == os.path.abspath(root)
+            decisive.add(f"{photos}/" if holds_the_index else photos)
+        sources = {path: stamp_of_source(path) for path in sorted(decisive)}
         sources["split_seed"] = config.split_seed
     index_file = IndexFile(root, SPLIT_INDEX_NAME.format(split))
     return Pictures(f"{config.data_dir} ({split} split)", root, names, index_file, sources, splits)

@@ -4,10 +4,9 @@ from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from support.dates import moment_of_file, noted_moment
-from support.images import formats_of
+from support.images import open_header
 from support.process import is_first_process
 from support.progress import with_progress
 from support.tars import contents, tar_of
@@ -70,9 +69,7 @@ def noted_date(path):
     """Return when a picture was taken by what the camera has noted, in seconds, or NO_DATE. Reads its header only."""
     try:
         with BytesIO(contents(path)) if tar_of(path) else open(path, "rb") as file:
-            start = file.read(64)
-            file.seek(0)
-            image = Image.open(file, formats=formats_of(start))
+            image = open_header(file)
             # Of a PNG without EXIF Pillow would decode all pixels, to see whether it comes after them.
             if "exif" not in image.info and image.format != "TIFF":
                 return NO_DATE

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from search.check import pictures_that_changed
+from search.check import NO_MARK, marks_of, pictures_that_changed
 from search.index import Entry, Index
 from search.nearest import nearest
 from search.taken import NOT_READ, noted_dates
@@ -28,6 +28,7 @@ class Rows(NamedTuple):
     looks: np.ndarray  # (N, 192)
     penalties: np.ndarray  # (N,)
     taken: np.ndarray  # (N,)
+    marks: np.ndarray  # (N,)
 
     def and_more(self, *arrays):
         """Return these rows and more of them, as arrays in the same order."""
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
 
 def rows_of(index):
     """Return the `Rows` of an `Index`."""
-    return Rows(index.embeddings, index.looks, index.penalties, index.taken)
+    return Rows(index.embeddings, index.looks, index.penalties, index.taken, index.marks)
 
 
 def up_to_date_index(pictures, embedder, progress=True, check=False):
@@ -53,7 +54,7 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
     about = Index(
         embedder.fingerprint,
         model_stamps(embedder.checkpoint),
-        sources=pictures.sources or known.sources,
+        sources=pictures.sources,
         splits=pictures.splits,
         bank=embedder.bank_stamp,
         readers=readers(),
@@ -87,6 +88,7 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
             embedded.looks,
             embedder.hub_penalties(embedded.embeddings),
             noted_dates(readable),
+            marks_of(readable),
         )
         if start + len(part) < len(new):
             # A part of a split is not to be taken for all of it, and so this one has no sources.
@@ -98,6 +100,8 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
         index.usual = known.usual
     else:
         index.usual = usual_score(index, embedder)
+    if not pictures.sources and not embedded_now and index.files == known.files:
+        index.sources = known.sources  # of --trust-index; nothing has come, gone or changed since
     if embedded_now or index.about() != known.about():
         save(index, pictures)
     return index, embedded_now
@@ -128,6 +132,8 @@ def index_of_this_model(index_file, embedder):
         index.usual = None
     if index.taken is None:  # an earlier version's: the dates are read when somebody asks for them
         index.taken = np.full(len(index.embeddings), NOT_READ)
+    if index.marks is None:
+        index.marks = np.full(len(index.embeddings), NO_MARK, np.uint64)
     return index
 
 

@@ -4,6 +4,7 @@ A reader yields (place, image, caption, split), as those in support/caption_tabl
 """
 
 import functools
+import hashlib
 import json
 import re
 from pathlib import PurePosixPath
@@ -21,9 +22,9 @@ from support.caption_tables import (
     table_rows,
     token_rows,
 )
-from support.errors import UserError
+from support.errors import UserError, shortened
 from support.files import write_file
-from support.picture_kinds import IMAGE_SUFFIXES
+from support.picture_kinds import IMAGE_SUFFIXES, PILLOW_SUFFIXES
 
 PARQUET = "Parquet"
 PAIRS = "pairs of a photo and a text file"
@@ -46,9 +47,10 @@ def recognise(path, source, unpacked):
         return JUDGEMENTS, None
     if TOKEN_LINE.match(first):
         return "tokens, a line like name#0<TAB>caption", functools.partial(token_rows, lines, path)
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" and not holds_an_object(first):
         return recognise_json(json_of("".join(lines), path), path, source)
     if first.lstrip().startswith("{"):
+        keys_of(json_of(first, path, lines.index(first) + 1), source, f"{path} line {lines.index(first) + 1}")
         return "JSON lines", functools.partial(json_line_rows, lines, path, source)
     columns = columns_of(lines, path, source)
     if columns is not None:
@@ -71,8 +73,18 @@ def json_of(text, path, line=None):
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {line or error.lineno}: not JSON: {error.msg}") from None
-    except RecursionError:
-        raise UserError(f"{path}: not JSON that could hold captions: it is nested too deeply") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UserError(f"{path}: not JSON that could hold captions: {shortened(error)}") from None
+
+
+def holds_an_object(line):
+    """Return whether a line of a file is a whole JSON object of one photo, as in JSON lines."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    names_of_one = IMAGE_COLUMNS - {"images"}
+    return isinstance(value, dict) and any(key.lower() in names_of_one for key in value)
 
 
 def recognise_json(value, path, source):
@@ -80,14 +92,15 @@ def recognise_json(value, path, source):
 
     A list is of objects as in JSON lines; an object without "images" may be {photo: caption or captions}.
     """
-    if isinstance(value, list):
+    if isinstance(value, list) and value and isinstance(value[0], dict):
         entries = [(f"entry {number}", entry) for number, entry in enumerate(value, start=1)]
+        keys_of(value[0], source, f"{path} entry 1")  # raises where these are no captions
         return "a JSON list", functools.partial(entry_rows, entries, path, source)
     if not isinstance(value, dict):
         return None, None
-    if "images" in value and "annotations" in value:
+    if isinstance(value.get("images"), list) and isinstance(value.get("annotations"), list):
         return "COCO's JSON", functools.partial(coco_rows, value, path)
-    if "images" in value:
+    if value.get("images") and isinstance(value["images"], list) and "annotations" not in value:
         return "Karpathy's JSON", functools.partial(karpathy_rows, value, path)
     if value and all(is_picture_name(name) for name in value):
         entries = [(f"entry {name!r}", {"image": name, "caption": value[name]}) for name in value]
@@ -142,13 +155,19 @@ def entry_rows(entries, path, source):
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise UserError(f"{path} {place}: expected an object that names an image and its caption")
-        image_key = one_key(entry, "image", source.image_column, IMAGE_COLUMNS, f"{path} {place}")
-        caption_key = one_key(entry, "caption", source.caption_column, CAPTION_COLUMNS, f"{path} {place}")
+        image_key, caption_key = keys_of(entry, source, f"{path} {place}")
         captions = entry[caption_key]
         if not isinstance(captions, list):
             captions = [captions]
         for caption in captions:
             yield place, entry[image_key], caption, split_called(entry.get("split"))
+
+
+def keys_of(entry, source, where):
+    """Return the keys of an object under which the photo's name and its captions are."""
+    image_key = one_key(entry, "image", source.image_column, IMAGE_COLUMNS, where)
+    caption_key = one_key(entry, "caption", source.caption_column, CAPTION_COLUMNS, where)
+    return image_key, caption_key
 
 
 def one_key(entry, what, flag, known, where):
@@ -180,7 +199,7 @@ def parquet_rows(path, source, unpacked):
     for number, row in enumerate(table.to_dict("records")):
         name = row[image_column]
         if isinstance(name, dict) and name.get("bytes"):
-            name = put_photo(row[image_column], unpacked, f"{path.parent.name}/{path.stem}/{number:06}")
+            name = put_photo(row[image_column], unpacked, f"{path.resolve().parent.name}/{path.stem}/{number:06}")
         for column in caption_columns:
             for caption in captions_in(row[column]):
                 yield f"row {number + 1}", name, caption, split_called(row.get("split"))
@@ -221,14 +240,17 @@ def parquet_column(table, what, flag, known, path):
 
 
 def put_photo(photo, folder, name):
-    """Write a photo, {"bytes": …, "path": …}, into a folder, unless it is there; returns its name with its ending."""
+    """Write a photo, {"bytes": …, "path": …}, into a folder, unless it is there; returns its whole name.
+
+    It ends in a hash of the bytes: the file of another picture, of an earlier table, is not taken for it.
+    """
     ending = PurePosixPath(photo.get("path") or "").suffix.lower()
     if ending not in IMAGE_SUFFIXES:
         ending = ".jpg"  # a label: whoever decodes it looks at the bytes
-    path = folder / f"{name}{ending}"
-    if not path.is_file() or path.stat().st_size != len(photo["bytes"]):
-        write_file(path, photo["bytes"])
-    return f"{name}{ending}"
+    name = f"{name}-{hashlib.sha256(photo['bytes']).hexdigest()[:12]}{ending}"
+    if not (folder / name).is_file():
+        write_file(folder / name, photo["bytes"])
+    return name
 
 
 # ---------------------------------------------------------------- pairs of files
@@ -237,7 +259,9 @@ def put_photo(photo, folder, name):
 def picture_text_pairs(folder):
     """Return the pairs of photo.jpg and photo.txt in a folder and those in it: [(photo, text file)], in order."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    picture_called = {path.with_suffix(""): path for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    pictures.sort(key=lambda path: path.suffix.lower() in PILLOW_SUFFIXES)  # beside photo.nef, photo.jpg is taken
+    picture_called = {path.with_suffix(""): path for path in pictures}
     pairs = []
     for text in files:
         photo = picture_called.get(text.with_suffix(""))

@@ -69,6 +69,24 @@ class Captions:
     missing: set = field(default_factory=set)  # images whose photo is not there
     renamed: dict = field(default_factory=dict)  # {name as it is written: name of the file}, where these differ
 
+    @property
+    def lacks_dev(self):
+        """Whether the captions name photos of train and none of dev."""
+        named = {row.split for row in self.rows}
+        return "train" in named and "dev" not in named
+
+    def true_name(self, name):
+        """Return the name of a photo as it is called here, for one in a list of a split; itself where there is none."""
+        if name in self.paths:
+            return name
+        return self.renamed.get(name) or self.names_like.get(folded(name), name)
+
+    @functools.cached_property
+    def names_like(self):
+        """The names by how they are compared where they are written otherwise; none that two photos share."""
+        counts = Counter(folded(image) for image in self.paths)
+        return {folded(image): image for image in self.paths if counts[folded(image)] == 1}
+
     def description(self):
         """Return what was read, as one line for people."""
         counts = sorted(Counter(row.image for row in self.rows).values())
@@ -93,7 +111,7 @@ def read_dataset(data):
         return captions_of_shards(source)
 
     found = find_captions(source)
-    folders = folders_of_photos(source, found)
+    likely, others = folders_of_photos(source, found)
     rows = []
     for file, read_rows in found.readers.items():
         # One file that happens to be called train.csv divides nothing; train.csv and test.csv do.
@@ -102,13 +120,14 @@ def read_dataset(data):
             if not isinstance(image, str) or not isinstance(caption, str | None):
                 raise UserError(f"{file} {place}: the image's name and the caption must be text")
             if not is_inside_folder(image):
-                raise UserError(f"{file} {place}: {image!r} must be a file name inside {folders[0]}")
+                raise UserError(f"{file} {place}: {image!r} must be a file name inside {likely[0]}")
             if caption and caption.strip():
-                rows.append(Row(found.prefix(file) + image, caption.strip(), split or split_of_file))
+                text = caption.strip().encode("utf-8", "replace").decode()  # JSON may hold half a character
+                rows.append(Row(found.prefix(file) + image, text, split or split_of_file))
     if not rows:
         raise UserError(f"{next(iter(found.readers))} holds no captions")
 
-    paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), folders)
+    paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), likely, others)
     if renamed:
         rows = [row._replace(image=renamed.get(row.image, row.image)) for row in rows]
     return Captions(rows, found.form, list(found.readers), paths, missing, renamed)
@@ -135,15 +154,17 @@ class Found(NamedTuple):
     readers: dict  # {path: a function that yields (place, image, caption, split)}
 
     def prefix(self, file):
-        """Return the folder that is put before the names of photos in one of several files that are called alike.
+        """Return the folder that is put before the names of photos in one of several files.
 
         In an image folder of the library `datasets`, train/metadata.jsonl and test/metadata.jsonl each speak of the
-        photos beside them.
+        photos beside them; and train.jsonl speaks of those in the folder train beside it.
         """
-        if self.form == PARQUET:  # photos that lie in the file are called after it already
+        if len(self.readers) == 1 or self.form == PARQUET:  # photos in a Parquet file are called after it already
             return ""
         names = [path.name for path in self.readers]
-        return f"{file.parent.name}/" if names.count(file.name) > 1 else ""
+        if names.count(file.name) > 1:
+            return f"{file.parent.name}/"
+        return f"{file.stem}/" if file.with_suffix("").is_dir() else ""
 
 
 def find_captions(source):
@@ -164,10 +185,17 @@ def find_captions(source):
     unpacked = folder_of_unpacked_photos(source)
     forms = {}
     readers = {}
+    faults = []
     for path in files:
-        forms[path], reader = recognise(path, source, unpacked)
+        try:
+            forms[path], reader = recognise(path, source, unpacked)
+        except UserError as error:  # beside captions it does no harm
+            faults.append(error)
+            continue
         if reader is not None:
             readers[path] = reader
+    if faults and not readers:
+        raise faults[0]
     if len(readers) > 1 and not all(split_in_name(path) for path in readers):
         names = " or ".join(str(path) for path in readers)
         raise UserError(f"several files hold captions: name one of them, --data-dir {names}")
@@ -241,40 +269,45 @@ def is_inside_folder(name):
 
 
 def folders_of_photos(source, found):
-    """Return the folders in which photos may lie, the likeliest first."""
+    """Return the folders in which photos are looked for: the likely ones, and all of them."""
     if source.image_dir is not None:
         if not source.image_dir.is_dir():
             raise UserError(f"--image-dir {source.image_dir}: there is no such folder")
-        return [source.image_dir]
+        return [source.image_dir], [source.image_dir]
     folder = dataset_folder(source.data_dir)
-    if found.form == PARQUET:
-        return [folder_of_unpacked_photos(source), folder]
     beside = [path.parent for path in found.readers if path != folder]
+    likely = [folder / "Images", folder, *beside]
+    if found.form == PARQUET:
+        likely = [folder_of_unpacked_photos(source), folder]
     others = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return list(dict.fromkeys([folder / "Images", folder, *beside, *others]))
+    return list(dict.fromkeys(likely)), list(dict.fromkeys([*likely, *others]))
 
 
-def find_photos(names, folders):
+def find_photos(names, likely, others):
     """Return where photos lie: {name: path as text}, the names of those that are nowhere, and {name: true name}.
 
-    Names that differ from a file's only in capitals, or in how accents are composed, as those written on another
-    system do, are taken for it where exactly one file fits.
+    likely: the folders of the photos, of which the first that has one counts. others: where one is looked for that is
+    in none of these. There it is taken if exactly one file fits: by its name, or else by a name that differs only in
+    capitals, in how accents are composed, or in the slash, as names written on another system do.
     """
-    folders = folders_in_use(list(names), folders)
     paths = {}
     missing = set()
     renamed = {}
     name_of = {}  # {path: name}
     files_like = None
     for name in names:
-        places = [os.path.join(folder, name) for folder in folders]
+        places = [os.path.join(folder, name) for folder in likely]
         place = next((place for place in places if os.path.isfile(place)), None)
         if place is None:
             if files_like is None:  # folders are listed only where a name is not found as it is written
-                files_like = files_by_folded_name(folders)
+                files_like = files_by_folded_name(others)
             alike = files_like[folded(name)]
-            if len(alike) == 1:
-                renamed[name], place = alike[0]
+            exact = [file for file in alike if file[0] == name]
+            fitting = {path: name_below for name_below, path in exact or alike}
+            if len(fitting) == 1:
+                ((place, name_below),) = fitting.items()
+                if name_below != name:
+                    renamed[name] = name_below
         if place is None:
             missing.add(name)
         place = os.path.normpath(place or places[0])
@@ -283,14 +316,6 @@ def find_photos(names, folders):
         name_of.setdefault(place, renamed.get(name, name))
         paths[renamed.get(name, name)] = place
     return paths, missing, renamed
-
-
-def folders_in_use(names, folders):
-    """Return those of some folders that hold photos of these names; where none does, those that are there."""
-    sample = names[:: max(1, len(names) // 200)]
-    in_use = [folder for folder in folders if any(os.path.isfile(folder / name) for name in sample)]
-    there = [folder for folder in folders if folder.is_dir()]
-    return in_use or there or folders[:1]
 
 
 def files_by_folded_name(folders):
@@ -307,5 +332,5 @@ def files_by_folded_name(folders):
 
 
 def folded(name):
-    """Return a name without regard to capitals and to how its accents are composed."""
-    return unicodedata.normalize("NFC", name).casefold()
+    """Return a name without regard to capitals, to how its accents are composed, and to which slash is used."""
+    return unicodedata.normalize("NFC", name).casefold().replace("\\", "/")

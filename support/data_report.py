@@ -5,13 +5,14 @@ import hashlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from support.errors import UserError
-from support.images import read_image
-from support.looks import ALIKE, look_of_picture, most_alike, size_of_picture
+from support.images import open_header, read_image
+from support.looks import ALIKE, look_of_picture, most_alike
 from support.picture_kinds import skipped_lines
 from support.process import usable_cores
 from support.progress import with_progress
@@ -36,6 +37,7 @@ class DataReport:
     duplicates: list = field(default_factory=list)  # lists of names, equal byte for byte
     leaks: list = field(default_factory=list)  # (name in dev or test, name in train) that look the same
     alike: float = 0.0  # part of the train photos that have one that looks the same among them
+    dev_is_drawn: bool = False  # for the captions name train and no dev
     sizes: Counter = field(default_factory=Counter)  # {(width, height): photos}
     lines: list = field(default_factory=list)  # for people, of all this
 
@@ -73,7 +75,7 @@ def open_photos(report, paths, splits):
             pixels = read_image(paths[name], shrink_to=32, content=content)
             looks[name] = look_of_picture(pixels)
             size = size_of_picture(content)
-            if size:
+            if size is not None:
                 report.sizes[size] += 1
             copies[hashlib.sha256(content).digest()].append(name)
         except OSError as error:
@@ -88,10 +90,19 @@ def open_photos(report, paths, splits):
     compare_looks(report, looks, splits)
 
 
+def size_of_picture(content):
+    """Return (width, height) that the header of a picture file names, from its bytes; None where Pillow cannot tell."""
+    try:
+        return open_header(BytesIO(content)).size
+    except Exception:  # some camera RAW, which is read all the same
+        return None
+
+
 def compare_looks(report, looks, splits):
     """Add to a report which photos look the same, by their {name: look}."""
     held_out = [name for split in ("dev", "test") for name in splits.get(split, ()) if name in looks]
-    trained = [name for name in splits.get("train", ()) if name in looks and name not in set(held_out)]
+    not_trained = set(held_out)
+    trained = [name for name in splits.get("train", ()) if name in looks and name not in not_trained]
     if len(trained) < 2 or not held_out:
         return
     looks_of_train = np.stack([looks[name] for name in trained])  # (N, 192)
@@ -102,9 +113,9 @@ def compare_looks(report, looks, splits):
         if cosine >= ALIKE and not {name, trained[row]} <= equal:
             report.leaks.append((name, trained[row]))
 
-    some = slice(0, LOOKED_AT)
-    cosines = np.sort(looks_of_train[some].astype(np.float32) @ looks_of_train.astype(np.float32).T, axis=1)
-    report.alike = float((cosines[:, -2] >= ALIKE).mean())  # the last is the photo itself
+    some = np.arange(min(LOOKED_AT, len(trained)))
+    cosines, _ = most_alike(looks_of_train[some], looks_of_train, some)
+    report.alike = float((cosines >= ALIKE).mean())
 
 
 def add_shard_faults(report, data_dir):
@@ -160,6 +171,8 @@ def report_lines(report, splits, data_dir):
     captions = sum(len(table) for table in splits.values())
     counts = ", ".join(f"{split} {table['image'].nunique():,}" for split, table in splits.items())
     lines = [f"{data_dir}: {captions:,} captions; photos: {counts}"]
+    if report.dev_is_drawn:
+        lines.append("  the captions name no dev photos: a tenth of train is dev, drawn by --split-seed")
     if len(report.sizes) == 1:
         ((width, height),) = report.sizes
         lines[0] += f", all of {width} x {height} pixels"

@@ -15,7 +15,7 @@ TYPED = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2}))?)?")  # 2019, 2019-06, 2
 # "2019:06:30 14:05:09" by the standard; other programs write other signs between, or the day alone.
 NOTED = re.compile(r"\s*(\d{4})\D(\d{1,2})\D(\d{1,2})(?:\D+(\d{1,2})\D(\d{1,2})(?:\D(\d{1,2}))?)?")
 EARLIEST = (datetime(1, 1, 1) - START).total_seconds()
-LATEST = (datetime(9999, 12, 31) - START).total_seconds()
+LATEST = (datetime(9999, 12, 31, 23, 59, 59) - START).total_seconds()
 
 
 def first_moment(words):

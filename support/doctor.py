@@ -70,7 +70,7 @@ def findings_on_equal_captions(table, batch_size):
 
     Raises UserError where all are: there is nothing to be learned.
     """
-    table = pd.DataFrame({"image": table["image"], "caption": table["caption"].str.lower().str.strip(" .")})
+    table = pd.DataFrame({"image": table["image"], "caption": table["caption"].str.lower().str.strip()})
     photos_of_caption = table.groupby("caption")["image"].nunique().sort_values(ascending=False)
     commonest = shown(photos_of_caption.index[0])
     if len(photos_of_caption) == 1:

@@ -203,6 +203,20 @@ def open_raw(path, content, shrink_to):
     return image, memory
 
 
+def open_header(file):
+    """Return the Pillow image of an open picture file, of which only the header is to be read, of whatever size it is.
+
+    Raises nearly anything for what is no such file; camera RAW is read where it is built like TIFF, as most of it is.
+    """
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    start = file.read(64)
+    file.seek(0)
+    if start.startswith(START_OF_JPEG):
+        return JpegImageFile(file)  # not Image.open, which goes by the size on paper
+    return Image.open(file, formats=formats_of(start))
+
+
 def open_other(file, start):
     """Return the Pillow image of a picture whose file begins so, and the bytes that decoding it takes."""
     image = Image.open(file, formats=formats_of(start))

@@ -3,8 +3,6 @@
 Imports no torch; `search/near_duplicates.py` makes the same of many pictures at once with it.
 """
 
-from io import BytesIO
-
 import numpy as np
 from PIL import Image
 
@@ -23,22 +21,23 @@ def look_of_picture(pixels):
     return (differences / length).astype(np.float16).ravel()
 
 
-def most_alike(looks, others):
-    """Return for each of n looks (n, 192) the cosine (n,) and the row (n,) of the most alike of others (m, 192)."""
-    cosines = []
-    rows = []
-    others = others.astype(np.float32)
-    for start in range(0, len(looks), ROWS_AT_ONCE):
-        products = looks[start : start + ROWS_AT_ONCE].astype(np.float32) @ others.T  # (b, m)
-        cosines.append(products.max(axis=1))
-        rows.append(products.argmax(axis=1))
-    return np.concatenate(cosines), np.concatenate(rows)
+def most_alike(looks, others, rows_of_looks=None):
+    """Return for each of n looks (n, 192) the cosine (n,) and the row (n,) of the most alike of others (m, 192).
 
-
-def size_of_picture(content):
-    """Return (width, height) that the header of a picture file names, from its bytes; None for camera RAW."""
-    try:
-        with Image.open(BytesIO(content)) as image:
-            return image.size
-    except (OSError, Image.DecompressionBombError):  # what is read all the same, but not by Pillow alone
-        return None
+    rows_of_looks: (n,) the rows that they have among the others, where they are some of these: no look is its own like.
+    """
+    looks = looks.astype(np.float32)
+    numbers = np.arange(len(looks))
+    best_cosines = np.full(len(looks), -np.inf, np.float32)
+    best_rows = np.zeros(len(looks), np.int64)
+    for start in range(0, len(others), ROWS_AT_ONCE):
+        cosines = looks @ others[start : start + ROWS_AT_ONCE].astype(np.float32).T  # (n, b)
+        if rows_of_looks is not None:
+            here = (rows_of_looks >= start) & (rows_of_looks < start + ROWS_AT_ONCE)
+            cosines[numbers[here], rows_of_looks[here] - start] = -np.inf
+        rows = cosines.argmax(axis=1)
+        cosines = cosines[numbers, rows]
+        better = cosines > best_cosines
+        best_cosines[better] = cosines[better]
+        best_rows[better] = start + rows[better]
+    return best_cosines, best_rows

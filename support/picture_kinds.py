@@ -20,6 +20,7 @@ RAW_SUFFIXES = {
     ".arw", ".sr2",  # Sony
     ".dng",  # many phones, Leica, Adobe
     ".raf", ".orf", ".rw2", ".pef", ".srw", ".rwl", ".3fr", ".iiq", ".raw",
+    ".x3f", ".erf", ".kdc", ".dcr", ".mrw", ".gpr",
 }  # fmt: skip
 READING = 2  # raise it when more files can be read than before: those that an index calls unreadable are tried again
 
@@ -51,6 +52,7 @@ NAMES_OF_UNREAD = {
     ".exr": "OpenEXR",
     ".hdr": "Radiance HDR",
     ".tga": "Targa",
+    ".ico": "an icon",
     ".ppm": "Netpbm",
     ".pgm": "Netpbm",
     ".pbm": "Netpbm",

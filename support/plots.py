@@ -134,8 +134,10 @@ def draw_data_report(pairs, lengths, sizes, captions, path, most_words=20):
     tokens, pixels, words = right.subplots(3, 1, height_ratios=[1, 1, 2])
     tokens.hist(lengths, bins=np.arange(min(lengths), max(lengths) + 2) - 0.5)
     tokens.set(title="tokens of a caption", ylabel="captions")
-    widths, heights = zip(*sizes, strict=True)
-    pixels.scatter(widths, heights, [10 + 190 * count / max(sizes.values()) for count in sizes.values()], alpha=0.5)
+    widths = [width for width, _ in sizes] or [1]  # of camera RAW no sizes are known
+    heights = [height for _, height in sizes] or [1]
+    counts = np.array([*sizes.values()] or [0])
+    pixels.scatter(widths, heights, 10 + 190 * counts / max(1, counts.max()), alpha=0.5)
     pixels.set(title="sizes of photos in pixels (larger dots: more of them)", xlabel="width", ylabel="height")
     pixels.set(xlim=(0, 1.2 * max(widths)), ylim=(0, 1.2 * max(heights)))
 

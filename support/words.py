@@ -1,6 +1,8 @@
 """What people type: words without a flag, and weights before prompts."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 
 from support.errors import UserError
@@ -31,6 +33,8 @@ def with_flags(argv, switches):
             completed.append(word)
             flag = word.replace("_", "-")
             is_value = "=" not in flag and flag not in switches
+        elif is_folder(word):
+            raise UserError(f"{word} is a folder: to search it, type --gallery {shlex.quote(word)}")
         elif is_picture(word):
             completed += ["--image", str(Path(word).expanduser())]
             pictures.append(word)
@@ -39,6 +43,11 @@ def with_flags(argv, switches):
     if len(pictures) > 1:
         raise UserError(f"{pictures[0]} and {pictures[1]} are two example pictures: give one at a time")
     return completed
+
+
+def is_folder(word):
+    """Return whether a bare word can only mean a folder: it is there, and has a slash; "beach" may be a prompt."""
+    return ("/" in word or os.sep in word) and Path(word).expanduser().is_dir()
 
 
 def is_picture(word):

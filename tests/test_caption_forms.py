@@ -135,6 +135,25 @@ def test_judgements_are_told_from_captions_by_name(tmp_path):
     assert pairs_in(tmp_path) == WANTED[:1]  # beside captions they do no harm
 
 
+@pytest.mark.parametrize("text", [
+    '{"images": null}', '{"images": [], "annotations": 5}', '{"a": ' + "1" * 5000 + "}", "[" * 100_000, "[1, 2]", "7",
+    '[{"label": "cat"}]',
+])
+def test_json_of_any_other_shape_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError):
+        read_captions(tmp_path)
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,x\n")  # beside captions it does no harm
+    assert pairs_in(tmp_path) == [("a.jpg", "x")]
+
+
+def test_half_a_character_in_json_is_no_harm(tmp_path):
+    photos(tmp_path, "a.jpg")
+    lines = ['{"image": "a.jpg", "caption": "A dog \\ud83d"}', '{"image": "a.jpg", "caption": "x"}']
+    (tmp_path / "data.json").write_text("\n".join(lines))
+    assert pairs_in(tmp_path) == [("a.jpg", "A dog ?"), ("a.jpg", "x")]
+
+
 def test_several_captions_files_are_not_chosen_from_by_chance(tmp_path):
     photos(tmp_path, "a.jpg")
     for name in ("one.csv", "two.csv"):
@@ -211,6 +230,15 @@ def test_a_split_column_that_names_one_split_is_followed(tmp_path):
     assert names_of_splits(tmp_path) == {"train": [], "dev": [], "test": ["a.jpg", "b.jpg"]}
 
 
+def test_captions_that_name_train_and_test_alone_get_a_dev_split_from_train(tmp_path):
+    photos(tmp_path, *[f"{number}.jpg" for number in range(22)])
+    rows = "".join(f"{number}.jpg,{'train' if number < 20 else 'test'},x {number}\n" for number in range(22))
+    (tmp_path / "data.csv").write_text("image,split,caption\n" + rows)
+    splits, report = load_usable_splits(tmp_path)
+    assert {split: len(table) for split, table in splits.items()} == {"train": 18, "dev": 2, "test": 2}
+    assert any("no dev photos: a tenth of train is dev" in line for line in report.lines)
+
+
 def test_a_photo_whose_rows_name_two_splits_is_kept_out_of_train(tmp_path):
     photos(tmp_path, *[f"{number}.jpg" for number in range(4)])
     (tmp_path / "data.csv").write_text(
@@ -228,6 +256,8 @@ def test_pairs_of_a_photo_and_a_text_file(tmp_path):
     (tmp_path / "a.txt").write_text("One .\n\nTwo .\n")
     (tmp_path / "deep" / "b.txt").write_text("Three .\n")
     (tmp_path / "notes.txt").write_text("not of any photo\n")
+    (tmp_path / "a.nef").write_bytes(b"raw")  # beside a JPEG
+    (tmp_path / "a.psd").write_bytes(b"layers")
     assert pairs_in(tmp_path) == [("a.jpg", "One ."), ("a.jpg", "Two ."), ("deep/b.JPG", "Three .")]
     assert "pairs of a photo and a text file" in read_dataset(tmp_path).description()
 
@@ -253,13 +283,13 @@ def test_parquet_with_photos_in_it_as_the_hub_has_it(tmp_path):
     assert paths_of(load_splits(tmp_path / "set")["test"])[0].stat().st_mtime_ns == changed  # not written again
 
     (tmp_path / "two").mkdir()
-    for split, number in (("train", 0), ("test", 1)):  # files that are called alike
+    for split, number in (("train", 0), ("validation", 1)):  # files that are called alike
         (tmp_path / "two" / split).mkdir()
         table = pd.DataFrame({"image": [{"bytes": contents[number], "path": None}], "caption": [f"of {split}"]})
         table.to_parquet(tmp_path / "two" / split / "0000.parquet")
     splits = load_splits(tmp_path / "two")
-    assert {split: len(table) for split, table in splits.items()} == {"train": 1, "dev": 0, "test": 1}
-    assert paths_of(splits["test"])[0].read_bytes() == contents[1]
+    assert {split: len(table) for split, table in splits.items()} == {"train": 1, "dev": 1, "test": 0}
+    assert paths_of(splits["dev"])[0].read_bytes() == contents[1]
 
     empty = pd.DataFrame({"image": [{"bytes": contents[0], "path": "0.jpg"}] * 3, "caption": ["x", None, "y"]})
     empty.to_parquet(tmp_path / "empty.parquet")
@@ -268,6 +298,19 @@ def test_parquet_with_photos_in_it_as_the_hub_has_it(tmp_path):
     numbered = pd.DataFrame({"image": [{"bytes": contents[0], "path": None}], "caption_0": ["x"], "caption_1": ["y"]})
     numbered.to_parquet(tmp_path / "one.parquet")
     assert [caption for _, caption in pairs_in(tmp_path / "one.parquet")] == ["x", "y"]
+
+
+def test_parquet_photos_are_put_into_the_cache_of_the_dataset_and_never_confused(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    monkeypatch.chdir(tmp_path)  # where the folder of a relative path has no name
+    for content in (b"one picture", b"two picture"):  # as long as each other
+        table = pd.DataFrame({"image": [{"bytes": content, "path": "/etc/x.jpg"}], "caption": ["x"]})
+        table.to_parquet("data.parquet")
+        (path,) = paths_of(read_captions("data.parquet"))
+        assert path.read_bytes() == content
+        assert path.resolve().is_relative_to(tmp_path / ".clip-cache" / "photos")
 
 
 def test_a_parquet_file_that_is_none(tmp_path):
@@ -322,6 +365,31 @@ def test_names_written_on_another_system_are_matched_and_told(tmp_path):
     assert set(splits["dev"]["image"]) == set(names[15:])
     told = "named otherwise than their file, taken all the same: 21 (0.JPG is 0.jpg, "
     assert any(told in line for line in report.lines)
+
+
+def test_a_bare_name_that_lies_in_two_folders_is_none_of_them(tmp_path):
+    photos(tmp_path, "cats/0.jpg", "dogs/0.jpg", "dogs/1.jpg", *[f"deep{number}/{number}.png" for number in range(300)])
+    lines = "".join(f"{number}.png,x\n" for number in range(300))
+    (tmp_path / "captions.txt").write_text(f"image,caption\n0.jpg,x\n1.jpg,y\ncats/0.jpg,z\n{lines}")
+    captions = read_dataset(tmp_path)
+    assert captions.missing == {"0.jpg"}
+    assert captions.paths["cats/0.jpg"] == str(tmp_path / "cats" / "0.jpg")
+
+
+def test_lists_of_splits_beside_folders_of_the_same_names(tmp_path):
+    for split in ("train", "val"):
+        photos(tmp_path / split, "0.jpg")
+        (tmp_path / f"{split}.jsonl").write_text('{"image": "0.jpg", "text": "in ' + split + '"}\n')
+    assert dict(pairs_in(tmp_path)) == {"train/0.jpg": "in train", "val/0.jpg": "in val"}
+
+
+def test_names_and_lists_written_on_windows(tmp_path):
+    photos(tmp_path / "Images", "a.jpg", "b.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\nImages\\a.jpg,x\nb.jpg,y\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("B.JPG\n")
+    (tmp_path / "Flickr_8k.devImages.txt").write_text("images/A.jpg\n")
+    assert read_dataset(tmp_path).missing == set()
+    assert names_of_splits(tmp_path)["train"] == ["b.jpg"]
 
 
 def test_a_name_that_two_files_could_mean_is_none_of_them(tmp_path):

@@ -48,13 +48,13 @@ def test_equal_pairs_of_a_batch_are_counted_as_by_drawing():
 
 
 def test_captions_that_photos_share_are_told_before_the_loss_is():
-    (line,) = findings_on_equal_captions(table_of([["A dog runs ."]] * 50 + [["a dog runs"]] * 50 + [["Snow"]]), 101)
+    (line,) = findings_on_equal_captions(table_of([["A dog runs"]] * 50 + [["a dog runs"]] * 50 + [["Snow"]]), 101)
     pairs = 100 * 99 // 2
     assert f"{pairs:,} pairs of an average batch of 101 are equal" in line
     assert "('a dog runs' is of 100 photos)" in line and "--linear-probe" in line
     assert findings_on_equal_captions(table_of([[f"caption {photo}"] for photo in range(500)]), 256) == []
     with pytest.raises(UserError, match="all photos have the same caption, 'a dog runs': there is nothing to tell"):
-        findings_on_equal_captions(table_of([["A dog runs ."]] * 100), 32)
+        findings_on_equal_captions(table_of([["A dog runs"]] * 100), 32)
 
 
 def test_training_on_one_caption_for_all_photos_stops_before_the_first_step(tmp_path, sample_dir):
@@ -162,6 +162,12 @@ def test_the_report_without_training(tmp_path, sample_dir):
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.size == (1600, 1000)
     process = run_script("dataset.py", sample_dir, "--output", "report.txt", cwd=tmp_path, check=False)
-    assert process.returncode == 2 and "choose a name that ends in .png" in process.stderr
+    assert process.returncode == 2 and "it must be a name that ends in .png" in process.stderr
+    process = run_script("dataset.py", sample_dir, "--image-size", 0, cwd=tmp_path, check=False)
+    assert process.returncode == 2 and "--image-size 0 cannot be" in process.stderr
+    photo = next((sample_dir / "Images").iterdir())
+    before = photo.read_bytes()
+    process = run_script("dataset.py", sample_dir, "--output", photo, cwd=tmp_path, check=False)
+    assert process.returncode == 2 and "is a photo of the dataset" in process.stderr and photo.read_bytes() == before
     process = run_script("dataset.py", "nowhere", cwd=tmp_path, check=False)
     assert process.returncode == 2 and "there is no dataset folder nowhere" in process.stderr

@@ -471,3 +471,37 @@ def test_a_photo_swapped_for_one_of_the_same_size_and_time_is_found_by_check(tmp
     rows = [checked.files.index(path) for path in paths]
     assert np.allclose(checked.embeddings[rows[0]], checked.embeddings[rows[1]], atol=1e-3)
     assert Gallery(photos, checkpoint, check=True).embedded == 0
+
+
+def test_pictures_that_look_alike_from_afar_are_told_apart_by_check(tmp_path, checkpoint):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pixels = np.full((60, 80, 3), 128, np.uint8)
+    pixels[20:40, 20:60] = np.random.default_rng(0).integers(0, 256, (20, 40, 3))
+    for number in range(2):  # noise of other pixels has the same look
+        Image.fromarray(pixels).save(photos / f"{number}.bmp")
+        os.utime(photos / f"{number}.bmp", (1e9, 1e9))
+        pixels = pixels[:, ::-1]
+    (photos / "black.bmp").write_bytes(b"")
+    Image.new("RGB", (80, 60)).save(photos / "black.bmp")
+    assert Gallery(photos, checkpoint).embedded == 3
+    assert Gallery(photos, checkpoint, check=True).embedded == 0  # also of the black one
+    (photos / "0.bmp").write_bytes((photos / "1.bmp").read_bytes())
+    os.utime(photos / "0.bmp", (1e9, 1e9))
+    assert Gallery(photos, checkpoint).embedded == 0
+    assert Gallery(photos, checkpoint, check=True).embedded == 1
+
+
+def test_pictures_in_a_folder_that_held_none_are_found_where_the_index_is_trusted(tmp_path, checkpoint):
+    photos = tmp_path / "photos"
+    write_photos(photos, 4)
+    (photos / "inbox").mkdir()
+    (photos / "inbox" / "notes.txt").write_text("nothing yet")
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 4
+    shutil.copy(photos / "000" / "0.png", photos / "inbox" / "new.png")
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 5
+
+    shutil.copy(photos / "000" / "0.png", photos / "b.png")  # seen by a search that does not trust …
+    assert len(Gallery(photos, checkpoint).files) == 6
+    (photos / "b.png").unlink()  # … and gone before one that does
+    assert len(Gallery(photos, checkpoint, trust_index=True).files) == 5

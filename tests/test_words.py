@@ -49,6 +49,13 @@ def test_a_picture_that_is_not_there_and_a_second_one_are_refused(here):
             with_flags(typed, {"--json"})
 
 
+def test_a_folder_without_its_flag_is_not_searched_for_as_words(here):
+    (here / "deep").mkdir()
+    with pytest.raises(UserError, match="is a folder: to search it, type --gallery"):
+        with_flags(["a dog", str(here / "deep")], set())
+    assert with_flags(["deep"], set()) == ["--query", "deep"]  # which may be meant as a word
+
+
 def test_words_flags_and_underscores_are_read_alike(here):
     meant = InferenceConfig(query=("snow",), image=Path("dog.jpg"), top_k=4, fold=False)
     assert parse(InferenceConfig, ["dog.jpg", "snow", "--top_k", "4", "--no_fold"]) == meant
