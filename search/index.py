@@ -1,6 +1,7 @@
 """The index of a gallery: what is kept on disk of its embedded pictures."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -81,7 +82,7 @@ class IndexFile:
 
     def read(self):
         """Return the `Index` that is kept; an empty one where there is none, or one that is no good."""
-        return read_index(self.path if self.path.exists() else self.in_folder)
+        return read_index(self.path if os.path.exists(self.path) else self.in_folder)
 
     def save(self, index):
         """Keep an `Index`, if that can be: the answer to a question matters more than what is remembered."""

@@ -5,6 +5,7 @@ A reader yields (place, image, caption, split), as those in support/caption_tabl
 
 import functools
 import json
+import os
 import re
 from pathlib import PurePosixPath
 
@@ -221,9 +222,16 @@ def parquet_column(table, what, flag, known, path):
 
 
 def put_photo(path, content):
-    """Write a photo, unless it is there."""
-    if not path.is_file() or path.stat().st_size != len(content):
+    """Write a photo, unless it is there; raises UserError where it cannot be written."""
+    if os.path.isfile(path) and path.stat().st_size == len(content):
+        return
+    try:
         write_file(path, content)
+    except PermissionError as error:
+        raise UserError(
+            f"the photos of a Parquet file are put beside it, or where XDG_CACHE_HOME says, and cannot be: {error}. Type "
+            "XDG_CACHE_HOME=DIR before the command"
+        ) from None
 
 
 # ---------------------------------------------------------------- pairs of files

@@ -6,6 +6,7 @@ of DejaVu, which comes with matplotlib; where it lacks some, those of a font of 
 
 import functools
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,9 @@ def system_fonts():
     """Return the font files of this machine."""
     paths = []
     for folder in SYSTEM_FONTS.get(sys.platform, []):
-        paths += sorted(Path(folder).expanduser().rglob("*.[ot]t[fc]"))
+        folder = os.path.expanduser(folder)
+        if os.path.isdir(folder):  # nor one that may not be looked into
+            paths += sorted(Path(folder).rglob("*.[ot]t[fc]"))
     return paths
 
 
