@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
 import tyro
 
+from support.command_line import read_flags
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
 from support.source import Source
@@ -362,7 +363,7 @@ class AppConfig:
 def parse(kind, argv=None):
     """Read the flags of `dataset.py`, `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
-        return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
+        return read_flags(kind, argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 WHY_PRESET = {
@@ -394,9 +395,9 @@ def parse_train(argv=None, saved=None):
         first_line = f"preset {preset}"
         if not named:
             first_line += f", because {WHY_PRESET[preset]}"
-        config = tyro.cli(
+        config = read_flags(
             Config,
-            args=argv,
+            argv,
             default=saved or PRESETS[preset],
             prog=f"train.py [{'|'.join(PRESETS)}]",
             description=f"Train CLIP on pictures and captions. Shown: {first_line}.",

@@ -14,6 +14,7 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 import json
 
 from config import EvaluateConfig, parse
+from support.command_line import as_text
 from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
@@ -313,7 +314,7 @@ def class_folders(root):
     files = {}
     for folder in sorted(root.iterdir()):
         pictures = picture_files(folder) if folder.is_dir() else []
-        name = folder.name.replace("_", " ")
+        name = as_text(folder.name, folder).replace("_", " ")
         if pictures and name in files:
             raise UserError(f"{root} has two folders of the class {name!r}, with _ and with a space: make them one")
         if pictures:

@@ -20,7 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import tyro
+
+from support.command_line import read_flags
+from support.errors import one_line_errors
 
 BASE_URL = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 ARCHIVES = ("Flickr8k_text.zip", "Flickr8k_Dataset.zip")  # the small one first: a wrong URL shows at once
@@ -170,4 +175,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_line_errors():
+        read_flags(main)

@@ -22,6 +22,7 @@ import tyro
 from PIL import Image
 
 from dataset import inspect_dataset, load_splits, paths_of
+from support.command_line import read_flags
 from support.errors import UserError, one_line_errors
 from support.images import read_image
 from support.picture_kinds import is_raw
@@ -123,4 +124,4 @@ def write_tar(path, samples):
 
 if __name__ == "__main__":
     with one_line_errors():
-        tyro.cli(write_shards)
+        read_flags(write_shards)

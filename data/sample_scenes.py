@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import tyro
 
+from support.command_line import read_flags
 from support.errors import UserError, one_line_errors
 from support.interruptions import leave_quietly
 from support.process import usable_cores
@@ -748,6 +749,6 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
 if __name__ == "__main__":
     with one_line_errors():
         try:
-            tyro.cli(write_sample)
+            read_flags(write_sample)
         except (ValueError, OSError) as error:  # counts that cannot be, a folder that exists, a full disk
             raise UserError(error) from None

@@ -229,7 +229,7 @@ def put_photo(path, content):
         write_file(path, content)
     except PermissionError as error:
         raise UserError(
-            f"the photos of a Parquet file are put beside it, or where XDG_CACHE_HOME says, and cannot be: {error}. Type "
+            f"the photos of a Parquet file cannot be put beside it, nor where XDG_CACHE_HOME says ({error}): type "
             "XDG_CACHE_HOME=DIR before the command"
         ) from None
 
