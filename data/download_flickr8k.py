@@ -39,10 +39,10 @@ EXPECTED = {  # how many photos each part of the result holds or names
 }
 
 
-def stop(message: str) -> NoReturn:
-    """End with exit status 2 and one line on stderr that says what is wrong, where, and what to type."""
+def stop(message: str, status: int = 2) -> NoReturn:
+    """End with an exit status and one line on stderr that says what is wrong, where, and what to type."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def fetch(url: str, archive: Path) -> None:
@@ -169,7 +169,7 @@ def main(
             print(f"{out} already exists and is whole: nothing to do")
         shutil.rmtree(part, ignore_errors=True)
     except KeyboardInterrupt:
-        stop(f"interrupted; finished archives are kept in {part}/: type the same command again to go on")
+        stop(f"interrupted; finished archives are kept in {part}/: type the same command again to go on", 130)
     except (OSError, csv.Error) as error:
         stop(f"cannot make or check {out} ({error}): make room there or type another --out")
 

@@ -20,12 +20,16 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import cv2
 import numpy as np
 import tyro
 
 from support.command_line import read_flags
-from support.errors import UserError, one_line_errors
 from support.interruptions import leave_quietly
 from support.process import usable_cores
 from support.progress import with_progress

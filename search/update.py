@@ -56,7 +56,11 @@ def up_to_date_index(pictures, embedder, progress=True):
         if callable(progress):
             progress(title)
         paths = [pictures.root / name for name in part]
-        embedded = embedder.embed_files(paths, title if progress else None)
+        try:
+            embedded = embedder.embed_files(paths, title if progress else None)
+        except KeyboardInterrupt:
+            kept = f"{start:,} of {len(new):,} new pictures are embedded and kept"
+            raise KeyboardInterrupt(f"{kept}; the same command goes on with the others") from None
         entries |= new_entries(part, stamps, embedded.faults, len(embeddings))
         embeddings = np.concatenate([embeddings, embedded.embeddings])
         looks = np.concatenate([looks, embedded.looks])

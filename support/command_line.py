@@ -13,7 +13,7 @@ from typing import NamedTuple, get_type_hints
 
 import tyro
 
-from support.errors import UserError, shown
+from support.errors import UserError, expect_ctrl_c, shown
 
 PROMPTS = {"query", "plus", "minus", "labels"}  # flags that take words; what others take may be a path
 AT_HOME = re.compile(r"(local-dir:)?(~([/\\].*)?)", re.DOTALL)  # what lies in the home of whoever types it
@@ -27,6 +27,7 @@ def read_flags(kind, arguments=None, **options):
     arguments: the words of the command line; None: those of this process. Raises UserError for what cannot be meant.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    expect_ctrl_c()
     return tyro.cli(kind, args=as_meant(arguments, repeatable_flags(kind)), **options)
 
 
