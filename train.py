@@ -364,6 +364,7 @@ def main(config, first_line=""):
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
+            model.refuse_unloadable(run.folder)  # now rather than after the last epoch
         else:  # last/ holds the running mean as a model; `run.take_up` below puts back what has trained
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config

@@ -27,6 +27,7 @@ from support.interruptions import (
     repair,
     unbroken,
 )
+from support.model_directory import tensors_of
 from support.not_finite import error_for_not_finite
 from support.plots import draw_curves
 from support.process import is_first_process, process_count
@@ -214,7 +215,7 @@ class Run:
     def save(self):
         """Write last/: all that is needed to go on, as safetensors and JSON; nothing is pickled."""
         phase = self.phase
-        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        weights = tensors_of(self.model)
         moments = {}  # of AdamW, for each parameter by its number
         for number, slots in phase.optimizer.state_dict()["state"].items():
             for key, value in slots.items():
