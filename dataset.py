@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
 import hashlib
 import random
-import sys
 from collections import defaultdict
 from functools import lru_cache
 from itertools import chain
@@ -31,8 +30,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from transformers import AutoTokenizer
+from torch.utils.data import Dataset, DistributedSampler
 
 from support.caption_tables import read_text
 from support.captions import captions_of
@@ -47,13 +45,12 @@ from support.data_report import (
 from support.doctor import findings
 from support.hub import loading
 from support.images import read_image
-from support.interruptions import leave_quietly
 from support.plots import draw_data_report
 from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
 from support.source import as_source
 from support.stream import ShardStream
 from support.tars import dataset_folder, is_sharded, tar_of
-from support.wordpiece import train_tokenizer
+from support.workers import Loader, SharedNumber
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
@@ -410,10 +407,19 @@ class CaptionDataset(Dataset):
         self.transform = transform
         self.known = known
         self.seed = seed
-        self.epoch = 0
+        self.shared_epoch = SharedNumber()  # set by `start_epoch`, and read by workers that live from epoch to epoch
 
     def __len__(self):
         return len(self.photos)
+
+    @property
+    def epoch(self):
+        """The number of the epoch whose items these are."""
+        return self.shared_epoch.value
+
+    @epoch.setter
+    def epoch(self, number):
+        self.shared_epoch.value = number
 
     @property
     def is_streamed(self):
@@ -500,25 +506,14 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
         "collate_fn": pairs.collate,
         "drop_last": True,
         "pin_memory": pin_memory,
-        "worker_init_fn": leave_quietly,
+        "keep_workers": True,  # from epoch to epoch
     }
     if pairs.is_streamed:
         stream = ShardStream(pairs, batch_size, workers, epoch_shards)
-        start = start_of_workers(stream.workers)
-        return DataLoader(
-            stream, stream.batch_size, num_workers=stream.workers, multiprocessing_context=start, **options
-        )
+        return Loader(stream, stream.batch_size, stream.workers, **options)
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
     pairs_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
-    start = start_of_workers(workers)
-    return DataLoader(
-        pairs, pairs_at_once, sampler=order, num_workers=workers, multiprocessing_context=start, **options
-    )
-
-
-def start_of_workers(workers):
-    """Return how a loader's workers start: by a fork where there is one, else each imports torch for seconds."""
-    return "fork" if workers and sys.platform == "linux" else None
+    return Loader(pairs, pairs_at_once, workers, sampler=order, **options)
 
 
 def refuse_unequal_shares(batch_size):
@@ -535,11 +530,13 @@ def start_epoch(loader, epoch):
 
     So it does not matter for an epoch whether the run was stopped before it and resumed.
     """
-    loader.dataset.epoch = epoch  # the loader's workers start anew in each pass, and learn it
+    loader.dataset.epoch = epoch  # in memory that the loader's workers share
     if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
         loader.sampler.set_epoch(epoch)
     # dropout differs between processes
     torch.manual_seed(loader.dataset.seed + 1_000_003 * epoch + process_number())
+    # One number is thrown away, as it always was: runs that were begun before go on to the same figures.
+    torch.empty((), dtype=torch.int64).random_()
 
 
 # ---------------------------------------------------------------- pictures for evaluation and search
@@ -560,18 +557,18 @@ def collate_pictures(items):
     return pixels, rows, faults
 
 
-def image_loader(paths, size, batch_size, workers=0, decoded=None):
-    """Return a loader over picture files, or this process's part of them."""
+def image_loader(paths, size, batch_size, workers=0, decoded=None, keep_workers=False):
+    """Return a loader over picture files, or this process's part of them.
+
+    keep_workers: from pass to pass, where there are several.
+    """
     pictures = Photos(paths, size, decoded)
     mine = range(process_number(), len(pictures), process_count())
-    return DataLoader(
-        pictures,
-        batch_size,
-        sampler=mine,
-        num_workers=min(workers, usable_cores()),
-        collate_fn=collate_pictures,
-        worker_init_fn=leave_quietly,
-        multiprocessing_context=start_of_workers(workers),
+    workers = min(workers, usable_cores())
+    if decoded is not None:
+        workers = 0  # rows of a file need no processes to fetch them
+    return Loader(
+        pictures, batch_size, workers, sampler=mine, collate_fn=collate_pictures, keep_workers=keep_workers
     )
 
 
@@ -601,6 +598,11 @@ def main(flags):
 
 def tokenizer_called(name, captions, max_tokens):
     """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    # Here, and not above: a loader's worker, which imports this file, is not to wait for them.
+    from transformers import AutoTokenizer
+
+    from support.wordpiece import train_tokenizer
+
     if name == "scratch":
         return train_tokenizer(captions, max_tokens)
     with loading("text", name, pretrained=True):

@@ -140,14 +140,16 @@ class EmbeddedSplit:
         return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text, penalties)
 
 
-def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN):
+def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN, loader=None):
     """Return the `EmbeddedSplit` of a captions table. What is `known` of it spares work.
 
+    loader: a `dataset.image_loader` of its photos, where there is one already; batch_size and workers are its own.
     Raises UserError where none of its photos can be read.
     """
     paths = paths_of(table)
     if known.image_features is None:
-        loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
+        if loader is None:
+            loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
         image_embeddings, readable, faults = embed_images(model, loader, title="embedding photos")
     else:
         image_embeddings = project(model, model.project_image, known.image_features)

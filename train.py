@@ -136,6 +136,7 @@ class Phase:
     device: torch.device
     chance_loss: float | None  # the loss of a model that knows nothing, ln B; None for the sigmoid loss
     dev_precomputed: Precomputed  # decoded photos, or features of frozen towers, of dev
+    dev_loader: DataLoader  # of the photos of dev
 
     # Of the epoch under way, kept when it is interrupted: where a resumed one goes on, and so empty when one begins.
     losses: list = field(default_factory=list)  # one for each step that is done: a resumed epoch goes on after these
@@ -183,6 +184,14 @@ def make_phase(model, splits, config, frozen, epochs):
     workers = config.workers
     if train_precomputed.image_features is not None:
         workers = 0  # rows of a tensor need no processes to fetch them
+    dev_loader = image_loader(
+        paths_of(splits["dev"]),
+        model.config.image_size,
+        EMBEDDED_AT_ONCE,
+        config.workers,
+        dev_precomputed.decoded,
+        keep_workers=True,
+    )
     on_gpu = model.device.type == "cuda"
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
@@ -209,6 +218,7 @@ def make_phase(model, splits, config, frozen, epochs):
         device=model.device,
         chance_loss=None if config.loss == "siglip" else chance_loss,
         dev_precomputed=dev_precomputed,
+        dev_loader=dev_loader,
     )
 
 
@@ -336,7 +346,7 @@ def measure_on_dev(model, phase, table, config):
     """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
     model.eval()
     copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(model, table, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
+    dev = embed_split(model, table, EMBEDDED_AT_ONCE, known=phase.dev_precomputed, loader=phase.dev_loader)
     if dev.faults:
         raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)

@@ -104,8 +104,8 @@ def findings_on_tokens(captions, tokenizer, max_tokens):
     if tokens - unknown < FEWEST_KNOWN * words:
         raise UserError(
             f"the tokenizer knows next to none of the captions' words: {tokens - unknown:,} tokens of {words:,} words. "
-            "If --text-encoder is a folder, its tokenizer.json or vocab.txt is missing or empty; for captions of another "
-            f"language, {OTHER_LANGUAGE}"
+            "If --text-encoder is a folder, its tokenizer.json or vocab.txt is missing or empty; for another language, "
+            f"{OTHER_LANGUAGE}"
         )
     if unknown > MOST_UNKNOWN * tokens:
         lines.append(

@@ -141,7 +141,7 @@ class Run:
         if line:
             print(line)
         done = len(phase.losses)
-        batches = iter(phase.loader)  # draws a random number itself
+        batches = iter(phase.loader)
         for _ in range(done):
             next(batches, None)
         self.put_random_numbers_back()
