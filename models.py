@@ -33,6 +33,7 @@ from support.hub import loading, model_folder, upload
 from support.model_directory import prove_loadable, read_model, write_model
 from support.process import choose_dtype, from_all_processes, process_count, process_number
 from support.progress import with_progress
+from support.prompts import EVERYDAY, everyday_prompts_for
 from support.strangers import check_image_weights, refuse_several_models, timm_model_args
 from support.text_towers import class_to_load, refuse_missing_weights, refuse_what_reads_no_text, text_half
 from support.wordpiece import train_tokenizer
@@ -295,6 +296,7 @@ class CLIP(nn.Module):
         # (K, D) embeddings of captions, once it is trained: for a search, which tells by them the pictures that are
         # near to every text (support/hubs.py). None: not there.
         self.caption_bank = None
+        self.everyday_prompts = EVERYDAY  # for a search: what others score less than fits nothing (search/update.py)
 
     @property
     def device(self):
@@ -418,7 +420,10 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_config(cls, config, captions=()):
-        """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
+        """Build a model to train: pretrained or random towers, random heads.
+
+        captions: of train; a scratch tokenizer, and the everyday prompts of another language, are made of them.
+        """
         image_encoder = ImageEncoder(config.image_encoder, config.pretrained, config.image_size)
         if config.text_encoder == "scratch":
             text_encoder = TextEncoder.from_scratch(
@@ -430,6 +435,7 @@ class CLIP(nn.Module):
             )
             refuse_what_reads_no_text(text_encoder, config.text_encoder)
         model = cls(config, image_encoder, text_encoder)
+        model.everyday_prompts = everyday_prompts_for(captions)
         model.freeze(config.freeze)
         return model
 

@@ -4,6 +4,7 @@
     model.safetensors    the weights of both towers and heads, and the logit scale
     image_encoder/       config.json, in timm's own form, from which `local-dir:` rebuilds the architecture
     text_encoder/        config.json and the tokenizer, as `AutoModel` and `AutoTokenizer` read them
+    everyday.json        prompts that a search compares with, of a model that is not of English
     caption_bank.safetensors    embeddings of captions, by which a search knows hubs; not in models of earlier versions
 """
 
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from support.files import write_json
 from support.hubs import read_bank, write_bank
+from support.prompts import read_everyday_prompts, write_everyday_prompts
 from support.strangers import Building, check_answers, check_files, check_sizes, one_line_for
 
 ELSEWHERE = ("architecture", "url", "hf_hub_id", "file", "source")  # where timm's weights came from, not what they are
@@ -58,6 +60,7 @@ def write_all_but_weights(model, directory):
         "pretrained_cfg": {key: value for key, value in known.items() if key not in ELSEWHERE},
     }
     write_json(image_folder / "config.json", about)
+    write_everyday_prompts(directory, model.everyday_prompts)
     model.text_encoder.backbone.config.save_pretrained(text_folder)
     model.text_encoder.tokenizer.save_pretrained(text_folder)
 
@@ -104,6 +107,7 @@ def read_model(directory, load_config, build):
             model = build(directory, config, tokenizer)
         model.load_state_dict(load_file(weights))
         check_answers(model.eval(), weights)
+        model.everyday_prompts = read_everyday_prompts(directory)
         bank = read_bank(directory, config.embedding_dim)
         model.caption_bank = None if bank is None else torch.from_numpy(bank)
         return model
