@@ -8,6 +8,7 @@ import numpy as np
 
 from search.index import Entry, Index
 from search.nearest import nearest
+from support.drawn import DRAWN, is_drawn
 from support.files import model_stamps, stamp
 from support.picture_kinds import readers
 from support.process import from_first_process, is_first_process, process_count, start_process
@@ -40,7 +41,10 @@ def up_to_date_index(pictures, embedder, progress=True):
     # What is known, and what is new?
     stamps = {name: stamp(os.path.join(pictures.root, name)) for name in names}
     entries = known_entries(known, stamps, pictures.root, try_unreadable_again=known.readers != about.readers)
-    new = from_first_process([name for name in stamps if name not in entries])
+    new = [name for name in stamps if name not in entries]
+    drawn = from_first_process({name for name in new if is_drawn(os.path.join(pictures.root, name))})
+    entries |= {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # and so it is not looked into again
+    new = from_first_process([name for name in new if name not in drawn])
 
     # Embed what is new, a part at a time.
     if new:
@@ -153,7 +157,7 @@ def save(index, pictures):
 
 
 def usual_score(index, embedder):
-    """Return the score that the first match has for nearly all `EVERYDAY` prompts, or None without pictures.
+    """Return the score that the first match has for nearly all everyday prompts, or None without pictures.
 
     A prompt whose first match scores less is likely of something that is not there.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from support.drawn import save_picture
 from support.images import read_image
 
 MARGIN = 16  # pixels, here and below
@@ -59,7 +60,7 @@ def draw_sheet(sections, columns, side, path):
         sheet.paste(row, (MARGIN, top))
         top += row.height
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, compress_level=1)  # of PNG: a little larger, and written in a quarter of the time
+    save_picture(sheet, path)
 
 
 def heading_row(heading, width):
