@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
 from support.find_run import checkpoint_dir
+from support.images import lines_on_links
 from support.picture_kinds import readable_suffixes, skipped_lines
 
 try:
@@ -182,6 +183,8 @@ def open_gallery(checkpoint, flags, tell):
         InferenceConfig.workers,
         progress=tell,
     )
+    for line in lines_on_links(gallery.links):
+        print(shown(line), file=sys.stderr)
     for line in skipped_lines(gallery.skipped)[:5]:
         print(f"skipped: {shown(line)}", file=sys.stderr)
     if gallery.unsaved:

@@ -44,7 +44,8 @@ from support.data_report import (
 )
 from support.doctor import findings
 from support.hub import loading
-from support.images import read_image
+from support.images import lines_on_links, read_image
+from support.kept_splits import as_held_out
 from support.plots import draw_data_report
 from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
 from support.source import as_source
@@ -87,11 +88,12 @@ def table_of(captions):
 # ---------------------------------------------------------------- splits
 
 
-def split_images(data_dir, captions, split_seed=0):
+def split_images(data_dir, captions, split_seed=0, held_out=None):
     """Divide the photos of `support.captions.Captions` into splits: a dict of lists of names, {"train": [...], ...}.
 
     Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any, or else what the captions
-    themselves say; an image that these leave out is in no split. Where nothing is said, splits are drawn.
+    themselves say; an image that these leave out is in no split. Where nothing is said, splits are drawn; or they are
+    those of a run, `held_out`, as `support.kept_splits` reads them.
     """
     lists = split_lists(data_dir)
     if lists:
@@ -104,7 +106,8 @@ def split_images(data_dir, captions, split_seed=0):
     split_of = {row.image: row.split for row in captions.rows if row.split}
     if split_of:
         return {split: [image for image in split_of if split_of[image] == split] for split in SPLIT_FILES}
-    return draw_splits([image for image in captions.paths if image not in captions.missing], split_seed)
+    images = [image for image in captions.paths if image not in captions.missing]
+    return draw_splits(images, split_seed) if held_out is None else as_held_out(images, held_out)
 
 
 def split_lists(data_dir):
@@ -136,13 +139,14 @@ def names_its_splits(data_dir):
     return bool(split_lists(data_dir)) or any(row.split for row in captions_of(data_dir).rows)
 
 
-def load_splits(data_dir, split_seed=0):
+def load_splits(data_dir, split_seed=0, held_out=None):
     """Return the captions table of each split that exists: {"train": table, "dev": table, "test": table}.
 
-    A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
+    A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest. held_out: as
+    for `split_images`.
     """
     captions = captions_of(data_dir)
-    return tables_of_splits(captions, split_images(data_dir, captions, split_seed))
+    return tables_of_splits(captions, split_images(data_dir, captions, split_seed, held_out))
 
 
 def tables_of_splits(captions, splits):
@@ -159,9 +163,9 @@ def rows_of_images(table, images):
     return table[table["image"].isin(images)].reset_index(drop=True)
 
 
-def split_table(data_dir, split, split_seed=0):
+def split_table(data_dir, split, split_seed=0, held_out=None):
     """Return the captions table of one split; raises UserError where the dataset has no such split."""
-    splits = load_splits(data_dir, split_seed)
+    splits = load_splits(data_dir, split_seed, held_out)
     if split in splits and len(splits[split]):
         return splits[split]
     data_dir = as_source(data_dir).data_dir
@@ -170,17 +174,18 @@ def split_table(data_dir, split, split_seed=0):
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
 
 
-def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
+def load_usable_splits(data_dir, split_seed=0, open_train_photos=True, held_out=None):
     """Return the tables of `load_splits` without photos that are missing or unreadable, and a `DataReport` on it.
 
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
-    looked into: a stream of shards skips bad photos as it meets them.
+    looked into: a stream of shards skips bad photos as it meets them. held_out: as for `split_images`.
     """
     captions = captions_of(data_dir)
-    splits = tables_of_splits(captions, split_images(data_dir, captions, split_seed))
+    names = split_images(data_dir, captions, split_seed, held_out)
+    splits = tables_of_splits(captions, names)
     report = None
     if is_first_process():
-        report = report_on_dataset(data_dir, captions, split_seed, open_train_photos)
+        report = report_on_dataset(data_dir, captions, names, open_train_photos)
     report = from_first_process(report)
 
     data_dir = as_source(data_dir).data_dir
@@ -190,19 +195,19 @@ def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
     for split, names in names_of_split.items():
         splits[split] = rows_of_images(splits[split], names - report.unusable)
         splits[split]["original"] = [first_copy.get(name, name) for name in splits[split]["image"]]
-    report.lines = [captions.description(), *report_lines(report, splits, data_dir)]
+    report.lines = [captions.description(), *lines_on_links(captions.links), *report_lines(report, splits, data_dir)]
     refuse_if_too_few(splits, report.lines, data_dir)
     return splits, report
 
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
     """Look at every list, and into every photo that is in a split, once; returns a `DataReport`."""
-    return report_on_dataset(data_dir, captions_of(data_dir), split_seed, open_train_photos)
+    captions = captions_of(data_dir)
+    return report_on_dataset(data_dir, captions, split_images(data_dir, captions, split_seed), open_train_photos)
 
 
-def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
+def report_on_dataset(data_dir, captions, splits, open_train_photos):
     """Return a `DataReport` on the lists as they are written, with photos that `load_splits` leaves out."""
-    splits = split_images(data_dir, captions, split_seed)
     report = report_on(captions, splits)
     to_open = {name for names in splits.values() for name in names} & (captions.paths.keys() - captions.missing)
     if not open_train_photos:

@@ -34,6 +34,7 @@ from support.caption_tables import read_text
 from support.find_run import checkpoint_dir
 from support.hubs import hub_penalties
 from support.images import picture_files
+from support.kept_splits import held_out_of_model
 from support.plots import draw_confusion, draw_similarity, draw_worst
 from support.process import is_first_process, start_process
 from support.prompts import TEMPLATES, class_embeddings
@@ -452,14 +453,16 @@ def measure_recall(flags, device):
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
     config = models[0].config
     source = flags.source if flags.data_dir else config.source
-    table = split_table(source, flags.split, config.split_seed)
+    is_own_data = source.data_dir.resolve() == config.data_dir.resolve()
+    held_out = [held_out_of_model(directory) if is_own_data else None for directory in directories]
+    table = split_table(source, flags.split, config.split_seed, held_out[0])
     named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
     print(f"{named} on the {flags.split} split of {source.data_dir} ({device})")
     split_seeds = {model.config.split_seed for model in models}
-    if len(split_seeds) > 1 and not names_its_splits(source):
+    if (len(split_seeds) > 1 or held_out[0] != held_out[-1]) and not names_its_splits(source):
         raise UserError(
-            "the two were trained with different --split-seed, so one has seen photos of this split: "
-            f"write split lists in {source.data_dir}, and train both on them"
+            "the two were trained with different --split-seed, or on other photos, so one has seen photos of this "
+            f"split: write split lists in {source.data_dir}, and train both on them"
         )
 
     embedded = [embed_split(model, table, flags.batch_size, flags.workers) for model in models]

@@ -43,7 +43,10 @@ from search.nearest import nearest
 from search.pictures import pictures_of_folder, pictures_of_split
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.update import EXCEPTIONS, up_to_date_index
+from support.drawn import DRAWN
 from support.find_run import checkpoint_dir
+from support.images import lines_on_links
+from support.kept_splits import held_out_of_model
 from support.picture_kinds import IMAGE_SUFFIXES, readable_suffixes, skipped_lines
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
@@ -83,8 +86,8 @@ class Gallery:
     Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
     cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
     the index is kept, and `unsaved`, why it could not be; `name` and `root`, what the gallery is called and the folder
-    that it lies in; `embedder`, the two towers. Raises UserError where folder or checkpoint cannot be used; an empty
-    folder is an empty gallery.
+    that it lies in; `links`, to folders in it, which are not followed; `embedder`, the two towers. Raises UserError
+    where folder or checkpoint cannot be used; an empty folder is an empty gallery.
     """
 
     def __init__(
@@ -100,11 +103,13 @@ class Gallery:
     ):
         self.embedder = Embedder(checkpoint, device, batch_size, workers)
         if folder is None:
-            pictures = pictures_of_split(self.embedder.config, split)
+            held_out = held_out_of_model(self.embedder.checkpoint)
+            pictures = pictures_of_split(self.embedder.config, split, held_out)
         else:
             pictures = pictures_of_folder(folder, leave_out)
         self.name = pictures.name
         self.root = pictures.root
+        self.links = pictures.links
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         index, self.embedded = up_to_date_index(pictures, self.embedder, progress)
@@ -120,7 +125,7 @@ class Gallery:
         for name, _, reason in index.files:
             if reason is None:
                 self.files.append(self.root / name)
-            else:
+            elif reason != DRAWN:  # pictures of earlier results are no part of a gallery
                 self.skipped[self.root / name] = reason
         self.index_path = pictures.index_file.path
         self.unsaved = pictures.index_file.unsaved
@@ -423,6 +428,8 @@ def open_gallery(checkpoint, flags):
         flags.workers,
         leave_out=os.path.abspath(flags.output),
     )
+    for line in lines_on_links(gallery.links):
+        print(shown(line))
     skipped = skipped_lines(gallery.skipped)
     if not gallery.embedded:
         skipped = skipped[:5]  # an earlier search has named them all

@@ -56,6 +56,7 @@ from support.errors import UserError, quoted, shown
 from support.files import file_key, write_file
 from support.hubs import BANK_SIZE, write_bank
 from support.kept import decode_once, kept_features
+from support.kept_splits import held_out_names
 from support.memory import pairs_that_fit
 from support.model_card import model_card
 from support.process import (
@@ -369,7 +370,8 @@ def main(config, first_line=""):
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         print(first_line)
-        splits, report = load_data(config)
+        splits, report = load_data(config, run.held_out)
+        run.held_out = held_out_names(splits)  # kept in last/: these photos stay unseen, whatever comes or goes
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
@@ -417,8 +419,11 @@ def main(config, first_line=""):
         finish(run, average, splits, config)
 
 
-def load_data(config):
-    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that."""
+def load_data(config, held_out=None):
+    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that.
+
+    held_out: the names of the photos of dev and test, of a run that goes on.
+    """
     if config.epoch_shards and not is_sharded(config.data_dir):
         raise UserError(f"--epoch-shards counts shards, and {config.data_dir} is a folder: leave it out")
     with one_process_at_first():
@@ -428,7 +433,7 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos)
+    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos, held_out)
     print("\n".join(map(shown, report.lines)))
     return splits, report
 

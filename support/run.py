@@ -27,6 +27,7 @@ from support.interruptions import (
     repair,
     unbroken,
 )
+from support.kept_splits import read_held_out, write_held_out
 from support.model_directory import tensors_of
 from support.not_finite import error_for_not_finite
 from support.plots import draw_curves
@@ -87,6 +88,7 @@ class Run:
         self.curves_drawn = time.monotonic()
         self.phase = None  # what `take_up` was given, once epochs are kept
         self.restored_random_numbers = None
+        self.held_out = None  # names of the photos of dev and test, {split: [name]}
 
     def __enter__(self):
         self.care = contextlib.ExitStack()
@@ -95,6 +97,8 @@ class Run:
             if is_first_process():
                 stack.enter_context(locked(self.folder))
             check_run_dir(self.config)
+            if not self.is_new:
+                self.held_out = read_held_out(self.folder / "last")
             stack.push(self.keep_unfinished_epoch)  # first of all at the end, while the folder is still held
             self.care = stack.pop_all()
         return self
@@ -233,6 +237,7 @@ class Run:
 
         with replacing(self.folder / "last") as folder:
             self.average.model.save_pretrained(folder)
+            write_held_out(folder, self.held_out)
             save_file(weights, folder / "weights.safetensors")
             save_file(moments, folder / "optimizer.safetensors")
             text = json.dumps(where_it_stands, indent=2) + "\n"
