@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
 from support.find_run import checkpoint_dir
+from support.images import lines_on_links
 from support.picture_kinds import readable_suffixes, skipped_lines
 
 try:
@@ -225,6 +226,8 @@ def open_gallery(checkpoint, flags, tell):
         trust_index=flags.trust_index,
         check=flags.check,
     )
+    for line in lines_on_links(gallery.links):
+        print(shown(line), file=sys.stderr)
     for line in skipped_lines(gallery.skipped)[:5]:
         print(f"skipped: {shown(line)}", file=sys.stderr)
     if gallery.unsaved:

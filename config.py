@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
 import tyro
 
+from support.command_line import read_flags
 from support.dates import first_moment
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
@@ -412,7 +413,7 @@ def parse(kind, argv=None):
     with one_line_errors():
         if kind is InferenceConfig:
             argv = with_flags(sys.argv[1:] if argv is None else argv, switches_of(kind))
-        return tyro.cli(kind, args=argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
+        return read_flags(kind, argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def switches_of(kind):
@@ -454,9 +455,9 @@ def parse_train(argv=None, saved=None):
         first_line = f"preset {preset}"
         if not named:
             first_line += f", because {WHY_PRESET[preset]}"
-        config = tyro.cli(
+        config = read_flags(
             Config,
-            args=argv,
+            argv,
             default=saved or PRESETS[preset],
             prog=f"train.py [{'|'.join(PRESETS)}]",
             description=f"Train CLIP on pictures and captions. Shown: {first_line}.",

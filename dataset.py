@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
 import hashlib
 import random
-import sys
 from collections import defaultdict
 from functools import lru_cache
 from itertools import chain
@@ -31,8 +30,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from transformers import AutoTokenizer
+from torch.utils.data import Dataset, DistributedSampler
 
 from support.caption_tables import read_text
 from support.captions import read_dataset
@@ -46,14 +44,14 @@ from support.data_report import (
 )
 from support.doctor import findings
 from support.hub import loading
-from support.images import read_image
-from support.interruptions import leave_quietly
+from support.images import lines_on_links, read_image
+from support.kept_splits import as_held_out
 from support.plots import draw_data_report
 from support.process import from_first_process, is_first_process, process_count, process_number, usable_cores
 from support.source import as_source
 from support.stream import ShardStream
 from support.tars import dataset_folder, is_sharded, tar_of
-from support.wordpiece import train_tokenizer
+from support.workers import Loader, SharedNumber
 
 cv2.setNumThreads(0)  # the loader's workers are the parallelism; threads inside each would fight over the cores
 
@@ -90,11 +88,12 @@ def table_of(captions):
 # ---------------------------------------------------------------- splits
 
 
-def split_images(data_dir, captions, split_seed=0):
+def split_images(data_dir, captions, split_seed=0, held_out=None):
     """Divide the photos of `support.captions.Captions` into splits: a dict of lists of names, {"train": [...], ...}.
 
     Follows the lists `Flickr_8k.{train,dev,test}Images.txt` where the folder has any, or else what the captions
-    themselves say; an image that these leave out is in no split. Where nothing is said, splits are drawn.
+    themselves say; an image that these leave out is in no split. Where nothing is said, splits are drawn; or they are
+    those of a run, `held_out`, as `support.kept_splits` reads them.
     """
     lists = split_lists(data_dir)
     if lists:
@@ -114,7 +113,8 @@ def split_images(data_dir, captions, split_seed=0):
             drawn = draw_splits(splits["train"], split_seed)
             splits |= {"train": drawn["train"] + drawn["test"], "dev": drawn["dev"]}
         return splits
-    return draw_splits([image for image in captions.paths if image not in captions.missing], split_seed)
+    images = [image for image in captions.paths if image not in captions.missing]
+    return draw_splits(images, split_seed) if held_out is None else as_held_out(images, held_out)
 
 
 def split_lists(data_dir):
@@ -146,13 +146,14 @@ def names_its_splits(data_dir):
     return bool(split_lists(data_dir)) or any(row.split for row in read_dataset(data_dir).rows)
 
 
-def load_splits(data_dir, split_seed=0):
+def load_splits(data_dir, split_seed=0, held_out=None):
     """Return the captions table of each split that exists: {"train": table, "dev": table, "test": table}.
 
-    A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest.
+    A photo that is listed in train and also in dev or test is kept out of train: evaluation stays honest. held_out: as
+    for `split_images`.
     """
     captions = read_dataset(data_dir)
-    return tables_of_splits(captions, split_images(data_dir, captions, split_seed))
+    return tables_of_splits(captions, split_images(data_dir, captions, split_seed, held_out))
 
 
 def tables_of_splits(captions, splits):
@@ -169,9 +170,9 @@ def rows_of_images(table, images):
     return table[table["image"].isin(images)].reset_index(drop=True)
 
 
-def split_table(data_dir, split, split_seed=0):
+def split_table(data_dir, split, split_seed=0, held_out=None):
     """Return the captions table of one split; raises UserError where the dataset has no such split."""
-    splits = load_splits(data_dir, split_seed)
+    splits = load_splits(data_dir, split_seed, held_out)
     if split in splits and len(splits[split]):
         return splits[split]
     data_dir = as_source(data_dir).data_dir
@@ -180,17 +181,18 @@ def split_table(data_dir, split, split_seed=0):
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
 
 
-def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
+def load_usable_splits(data_dir, split_seed=0, open_train_photos=True, held_out=None):
     """Return the tables of `load_splits` without photos that are missing or unreadable, and a `DataReport` on it.
 
     Raises UserError where too few photos are left to train with. Without `open_train_photos` those of train are not
-    looked into: a stream of shards skips bad photos as it meets them.
+    looked into: a stream of shards skips bad photos as it meets them. held_out: as for `split_images`.
     """
     captions = read_dataset(data_dir)
-    splits = tables_of_splits(captions, split_images(data_dir, captions, split_seed))
+    names = split_images(data_dir, captions, split_seed, held_out)
+    splits = tables_of_splits(captions, names)
     report = None
     if is_first_process():
-        report = report_on_dataset(data_dir, captions, split_seed, open_train_photos)
+        report = report_on_dataset(data_dir, captions, names, open_train_photos)
     report = from_first_process(report)
 
     data_dir = as_source(data_dir).data_dir
@@ -200,19 +202,19 @@ def load_usable_splits(data_dir, split_seed=0, open_train_photos=True):
     for split, names in names_of_split.items():
         splits[split] = rows_of_images(splits[split], names - report.unusable)
         splits[split]["original"] = [first_copy.get(name, name) for name in splits[split]["image"]]
-    report.lines = [captions.description(), *report_lines(report, splits, data_dir)]
+    report.lines = [captions.description(), *lines_on_links(captions.links), *report_lines(report, splits, data_dir)]
     refuse_if_too_few(splits, report.lines, data_dir)
     return splits, report
 
 
 def inspect_dataset(data_dir, split_seed=0, open_train_photos=True):
     """Look at every list, and into every photo that is in a split, once; returns a `DataReport`."""
-    return report_on_dataset(data_dir, read_dataset(data_dir), split_seed, open_train_photos)
+    captions = read_dataset(data_dir)
+    return report_on_dataset(data_dir, captions, split_images(data_dir, captions, split_seed), open_train_photos)
 
 
-def report_on_dataset(data_dir, captions, split_seed, open_train_photos):
+def report_on_dataset(data_dir, captions, splits, open_train_photos):
     """Return a `DataReport` on the lists as they are written, with photos that `load_splits` leaves out."""
-    splits = split_images(data_dir, captions, split_seed)
     report = report_on(captions, splits)
     report.dev_is_drawn = captions.lacks_dev and not split_lists(data_dir)
     to_open = {name for names in splits.values() for name in names} & (captions.paths.keys() - captions.missing)
@@ -417,10 +419,19 @@ class CaptionDataset(Dataset):
         self.transform = transform
         self.known = known
         self.seed = seed
-        self.epoch = 0
+        self.shared_epoch = SharedNumber()  # set by `start_epoch`, and read by workers that live from epoch to epoch
 
     def __len__(self):
         return len(self.photos)
+
+    @property
+    def epoch(self):
+        """The number of the epoch whose items these are."""
+        return self.shared_epoch.value
+
+    @epoch.setter
+    def epoch(self, number):
+        self.shared_epoch.value = number
 
     @property
     def is_streamed(self):
@@ -507,25 +518,14 @@ def training_loader(pairs, batch_size, workers=0, pin_memory=False, epoch_shards
         "collate_fn": pairs.collate,
         "drop_last": True,
         "pin_memory": pin_memory,
-        "worker_init_fn": leave_quietly,
+        "keep_workers": True,  # from epoch to epoch
     }
     if pairs.is_streamed:
         stream = ShardStream(pairs, batch_size, workers, epoch_shards)
-        start = start_of_workers(stream.workers)
-        return DataLoader(
-            stream, stream.batch_size, num_workers=stream.workers, multiprocessing_context=start, **options
-        )
+        return Loader(stream, stream.batch_size, stream.workers, **options)
     order = DistributedSampler(pairs, processes, process_number(), seed=pairs.seed, drop_last=True)
     photos_at_once = min(batch_size, len(pairs)) // processes  # of so few photos that no batch is whole, one batch
-    start = start_of_workers(workers)
-    return DataLoader(
-        pairs, photos_at_once, sampler=order, num_workers=workers, multiprocessing_context=start, **options
-    )
-
-
-def start_of_workers(workers):
-    """Return how a loader's workers start: by a fork where there is one, else each imports torch for seconds."""
-    return "fork" if workers and sys.platform == "linux" else None
+    return Loader(pairs, photos_at_once, workers, sampler=order, **options)
 
 
 def refuse_unequal_shares(batch_size):
@@ -542,11 +542,13 @@ def start_epoch(loader, epoch):
 
     So it does not matter for an epoch whether the run was stopped before it and resumed.
     """
-    loader.dataset.epoch = epoch  # the loader's workers start anew in each pass, and learn it
+    loader.dataset.epoch = epoch  # in memory that the loader's workers share
     if isinstance(loader.sampler, DistributedSampler):  # a stream of shards orders itself
         loader.sampler.set_epoch(epoch)
     # dropout differs between processes
     torch.manual_seed(loader.dataset.seed + 1_000_003 * epoch + process_number())
+    # One number is thrown away, as it always was: runs that were begun before go on to the same figures.
+    torch.empty((), dtype=torch.int64).random_()
 
 
 # ---------------------------------------------------------------- pictures for evaluation and search
@@ -567,18 +569,18 @@ def collate_pictures(items):
     return pixels, rows, faults
 
 
-def image_loader(paths, size, batch_size, workers=0, decoded=None):
-    """Return a loader over picture files, or this process's part of them."""
+def image_loader(paths, size, batch_size, workers=0, decoded=None, keep_workers=False):
+    """Return a loader over picture files, or this process's part of them.
+
+    keep_workers: from pass to pass, where there are several.
+    """
     pictures = Photos(paths, size, decoded)
     mine = range(process_number(), len(pictures), process_count())
-    return DataLoader(
-        pictures,
-        batch_size,
-        sampler=mine,
-        num_workers=min(workers, usable_cores()),
-        collate_fn=collate_pictures,
-        worker_init_fn=leave_quietly,
-        multiprocessing_context=start_of_workers(workers),
+    workers = min(workers, usable_cores())
+    if decoded is not None:
+        workers = 0  # rows of a file need no processes to fetch them
+    return Loader(
+        pictures, batch_size, workers, sampler=mine, collate_fn=collate_pictures, keep_workers=keep_workers
     )
 
 
@@ -613,6 +615,11 @@ def main(flags):
 
 def tokenizer_called(name, captions, max_tokens):
     """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    # Here, and not above: a loader's worker, which imports this file, is not to wait for them.
+    from transformers import AutoTokenizer
+
+    from support.wordpiece import train_tokenizer
+
     if name == "scratch":
         return train_tokenizer(captions, max_tokens)
     with loading("text", name, pretrained=True):

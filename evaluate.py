@@ -14,6 +14,7 @@ the same score gets nothing. The metrics are functions of tensors; the CLI is at
 import json
 
 from config import EvaluateConfig, parse
+from support.command_line import as_text
 from support.errors import UserError, one_line_errors, shown
 
 if __name__ == "__main__":
@@ -33,6 +34,7 @@ from support.caption_tables import read_text
 from support.find_run import checkpoint_dir
 from support.hubs import hub_penalties
 from support.images import picture_files
+from support.kept_splits import held_out_of_model
 from support.plots import draw_confusion, draw_similarity, draw_worst
 from support.process import is_first_process, start_process
 from support.prompts import TEMPLATES, class_embeddings
@@ -139,14 +141,16 @@ class EmbeddedSplit:
         return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text, penalties)
 
 
-def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN):
+def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN, loader=None):
     """Return the `EmbeddedSplit` of a captions table. What is `known` of it spares work.
 
+    loader: a `dataset.image_loader` of its photos, where there is one already; batch_size and workers are its own.
     Raises UserError where none of its photos can be read.
     """
     paths = paths_of(table)
     if known.image_features is None:
-        loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
+        if loader is None:
+            loader = image_loader(paths, model.config.image_size, batch_size, workers, known.decoded)
         image_embeddings, readable, faults = embed_images(model, loader, title="embedding photos")
     else:
         image_embeddings = project(model, model.project_image, known.image_features)
@@ -313,7 +317,7 @@ def class_folders(root):
     files = {}
     for folder in sorted(root.iterdir()):
         pictures = picture_files(folder) if folder.is_dir() else []
-        name = folder.name.replace("_", " ")
+        name = as_text(folder.name, folder).replace("_", " ")
         if pictures and name in files:
             raise UserError(f"{root} has two folders of the class {name!r}, with _ and with a space: make them one")
         if pictures:
@@ -449,14 +453,16 @@ def measure_recall(flags, device):
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
     config = models[0].config
     source = flags.source if flags.data_dir else config.source
-    table = split_table(source, flags.split, config.split_seed)
+    is_own_data = source.data_dir.resolve() == config.data_dir.resolve()
+    held_out = [held_out_of_model(directory) if is_own_data else None for directory in directories]
+    table = split_table(source, flags.split, config.split_seed, held_out[0])
     named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
     print(f"{named} on the {flags.split} split of {source.data_dir} ({device})")
     split_seeds = {model.config.split_seed for model in models}
-    if len(split_seeds) > 1 and not names_its_splits(source):
+    if (len(split_seeds) > 1 or held_out[0] != held_out[-1]) and not names_its_splits(source):
         raise UserError(
-            "the two were trained with different --split-seed, so one has seen photos of this split: "
-            f"write split lists in {source.data_dir}, and train both on them"
+            "the two were trained with different --split-seed, or on other photos, so one has seen photos of this "
+            f"split: write split lists in {source.data_dir}, and train both on them"
         )
 
     embedded = [embed_split(model, table, flags.batch_size, flags.workers) for model in models]

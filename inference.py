@@ -47,7 +47,10 @@ from search.tables import caption_table, label_table, match_table, write_label_t
 from search.taken import when_taken
 from search.update import EXCEPTIONS, up_to_date_index
 from support.dates import day
+from support.drawn import DRAWN
 from support.find_run import checkpoint_dir
+from support.images import lines_on_links
+from support.kept_splits import held_out_of_model
 from support.picture_kinds import IMAGE_SUFFIXES, readable_suffixes, skipped_lines
 from support.process import is_first_process, process_count
 from support.prompts import EVERYDAY, class_embeddings
@@ -94,8 +97,8 @@ class Gallery:
     Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
     cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
     the index is kept (of the first folder), and `unsaved`, why one could not be; `name`, what the gallery is called;
-    `embedder`, the two towers. Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty
-    gallery.
+    `links`, to folders in it, which are not followed; `embedder`, the two towers. Raises UserError where folder or
+    checkpoint cannot be used; an empty folder is an empty gallery.
     """
 
     def __init__(
@@ -113,11 +116,13 @@ class Gallery:
     ):
         self.embedder = Embedder(checkpoint, device, batch_size, workers)
         if folder is None:
-            self.folders = [pictures_of_split(self.embedder.config, split)]
+            held_out = held_out_of_model(self.embedder.checkpoint)
+            self.folders = [pictures_of_split(self.embedder.config, split, held_out)]
         else:
             folders = folder if isinstance(folder, list | tuple) else [folder]
             self.folders = pictures_of_folders(folders, leave_out, trust_index)
         self.name = " and ".join(pictures.name for pictures in self.folders)
+        self.links = [link for pictures in self.folders for link in pictures.links]
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         self.indexes = []  # one in each folder
@@ -143,7 +148,7 @@ class Gallery:
                 if reason is None:
                     self.files.append(pictures.root / name)
                     self.names.append(name)
-                else:
+                elif reason != DRAWN:  # pictures of earlier results are no part of a gallery
                     self.skipped[pictures.root / name] = reason
         index_files = [pictures.index_file for pictures in self.folders]
         self.index_path = index_files[0].path
@@ -546,6 +551,8 @@ def open_gallery(checkpoint, flags):
         trust_index=flags.trust_index,
         check=flags.check,
     )
+    for line in lines_on_links(gallery.links):
+        print(shown(line))
     skipped = skipped_lines(gallery.skipped)
     if not gallery.embedded:
         skipped = skipped[:5]  # an earlier search has named them all

@@ -30,10 +30,12 @@ from support.big_batch import blockwise_clip_loss, gather_rows
 from support.errors import UserError
 from support.fast_cpu import Dropout, in_parts_of_like_length
 from support.hub import loading, model_folder, upload
-from support.model_directory import read_model, write_model
+from support.model_directory import prove_loadable, read_model, write_model
 from support.process import choose_dtype, from_all_processes, process_count, process_number
 from support.progress import with_progress
+from support.prompts import EVERYDAY, everyday_prompts_for
 from support.strangers import check_image_weights, refuse_several_models, timm_model_args
+from support.text_towers import class_to_load, refuse_missing_weights, refuse_what_reads_no_text, text_half
 from support.wordpiece import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -182,22 +184,32 @@ class TextEncoder(nn.Module):
     def from_name(cls, name, pretrained=True, pooling="mean", max_tokens=64, tokenizer=None):
         """Load a tower: `name` is a hub name, or a folder for `AutoModel.from_pretrained`.
 
-        pretrained: with its weights, otherwise with random ones. tokenizer: None takes the one that comes with it.
+        pretrained: with its weights, otherwise with random ones. tokenizer: None takes the one that comes with it. Of a
+        model of pictures and texts, or one that reads and writes, it is the half that reads text.
         """
         with loading("text", name, pretrained):  # errors of the libraries become one line for people
+            architecture = AutoConfig.from_pretrained(name, trust_remote_code=False)
             if tokenizer is None:
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+                architecture = text_half(architecture)
+            architecture = refuse_several_models(architecture)
+            automatic = class_to_load(architecture)
             # The dtype is named, because transformers 5 otherwise keeps a half-precision model half-precise.
             if pretrained:
-                backbone = AutoModel.from_pretrained(
-                    name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+                backbone, about = automatic.from_pretrained(
+                    name,
+                    config=architecture,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
                 )
+                refuse_missing_weights(about["missing_keys"])
             else:
-                architecture = refuse_several_models(AutoConfig.from_pretrained(name, trust_remote_code=False))
-                backbone = AutoModel.from_config(
+                backbone = automatic.from_config(
                     architecture, dtype=torch.float32, trust_remote_code=False, attn_implementation=None
                 )
-        return cls(backbone, tokenizer, pooling, max_tokens)
+            return cls(backbone, tokenizer, pooling, max_tokens)
 
     @classmethod
     def from_scratch(cls, captions, layers, width, pooling="mean", max_tokens=64):
@@ -284,6 +296,7 @@ class CLIP(nn.Module):
         # (K, D) embeddings of captions, once it is trained: for a search, which tells by them the pictures that are
         # near to every text (support/hubs.py). None: not there.
         self.caption_bank = None
+        self.everyday_prompts = EVERYDAY  # for a search: what others score less than fits nothing (search/update.py)
 
     @property
     def device(self):
@@ -407,7 +420,10 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_config(cls, config, captions=()):
-        """Build a model to train: pretrained or random towers, random heads. `captions` feed a scratch tokenizer."""
+        """Build a model to train: pretrained or random towers, random heads.
+
+        captions: of train; a scratch tokenizer, and the everyday prompts of another language, are made of them.
+        """
         image_encoder = ImageEncoder(config.image_encoder, config.pretrained, config.image_size)
         if config.text_encoder == "scratch":
             text_encoder = TextEncoder.from_scratch(
@@ -417,7 +433,9 @@ class CLIP(nn.Module):
             text_encoder = TextEncoder.from_name(
                 config.text_encoder, config.pretrained, config.pooling, config.max_tokens
             )
+            refuse_what_reads_no_text(text_encoder, config.text_encoder)
         model = cls(config, image_encoder, text_encoder)
+        model.everyday_prompts = everyday_prompts_for(captions)
         model.freeze(config.freeze)
         return model
 
@@ -451,6 +469,10 @@ class CLIP(nn.Module):
         And, once a run has ended, caption_bank.safetensors.
         """
         write_model(self, directory)
+
+    def refuse_unloadable(self, folder):
+        """Raise UserError unless what `save_pretrained` would write can be loaded again: tried inside a folder."""
+        prove_loadable(self, folder, Config.load, CLIP.without_weights)
 
     def push_to_hub(self, repo_id, card=None, private=None, token=None, commit_message="Upload a CLIP model"):
         """Upload the model directory to the Hugging Face hub; returns the address of the commit.

@@ -56,6 +56,7 @@ from support.errors import UserError, quoted, shown
 from support.files import file_key, write_file
 from support.hubs import BANK_SIZE, write_bank
 from support.kept import decode_once, kept_features
+from support.kept_splits import held_out_names
 from support.memory import pairs_that_fit
 from support.model_card import model_card
 from support.process import (
@@ -136,6 +137,7 @@ class Phase:
     device: torch.device
     chance_loss: float | None  # the loss of a model that knows nothing, ln B; None for the sigmoid loss
     dev_precomputed: Precomputed  # decoded photos, or features of frozen towers, of dev
+    dev_loader: DataLoader  # of the photos of dev
 
     # Of the epoch under way, kept when it is interrupted: where a resumed one goes on, and so empty when one begins.
     losses: list = field(default_factory=list)  # one for each step that is done: a resumed epoch goes on after these
@@ -183,6 +185,14 @@ def make_phase(model, splits, config, frozen, epochs):
     workers = config.workers
     if train_precomputed.image_features is not None:
         workers = 0  # rows of a tensor need no processes to fetch them
+    dev_loader = image_loader(
+        paths_of(splits["dev"]),
+        model.config.image_size,
+        EMBEDDED_AT_ONCE,
+        config.workers,
+        dev_precomputed.decoded,
+        keep_workers=True,
+    )
     on_gpu = model.device.type == "cuda"
     loader = training_loader(pairs, config.batch_size, workers, on_gpu, config.epoch_shards)
 
@@ -209,6 +219,7 @@ def make_phase(model, splits, config, frozen, epochs):
         device=model.device,
         chance_loss=None if config.loss == "siglip" else chance_loss,
         dev_precomputed=dev_precomputed,
+        dev_loader=dev_loader,
     )
 
 
@@ -336,7 +347,7 @@ def measure_on_dev(model, phase, table, config):
     """Return the recall of a model on dev, in both directions, its logit scale, and the gap between its two sides."""
     model.eval()
     copy_from_first_process(model.buffers())  # a BatchNorm that learns has seen other photos in each process
-    dev = embed_split(model, table, EMBEDDED_AT_ONCE, config.workers, phase.dev_precomputed)
+    dev = embed_split(model, table, EMBEDDED_AT_ONCE, known=phase.dev_precomputed, loader=phase.dev_loader)
     if dev.faults:
         raise UserError(f"a dev photo can no longer be read: {next(iter(dev.faults.values()))}")
     recall = report_of(dev)
@@ -359,11 +370,13 @@ def main(config, first_line=""):
     config = replace(config, run_dir=from_first_process(config.run_dir))  # else each names it after its own clock
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         print(first_line)
-        splits, report = load_data(config)
+        splits, report = load_data(config, run.held_out)
+        run.held_out = held_out_names(splits)  # kept in last/: these photos stay unseen, whatever comes or goes
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
             model = CLIP.from_config(config, splits["train"]["caption"])
+            model.refuse_unloadable(run.folder)  # now rather than after the last epoch
         else:  # last/ holds the running mean as a model; `run.take_up` below puts back what has trained
             model = CLIP.from_pretrained(run.folder / "last")
             model.config = config
@@ -406,8 +419,11 @@ def main(config, first_line=""):
         finish(run, average, splits, config)
 
 
-def load_data(config):
-    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that."""
+def load_data(config, held_out=None):
+    """Return the captions table of each split, without photos that cannot be used, and a `DataReport`; prints that.
+
+    held_out: the names of the photos of dev and test, of a run that goes on.
+    """
     if config.epoch_shards and not is_sharded(config.data_dir):
         raise UserError(f"--epoch-shards counts shards, and {config.data_dir} is a folder: leave it out")
     with one_process_at_first():
@@ -417,7 +433,7 @@ def load_data(config):
     # frozen, or the heads learn first.
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
-    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos)
+    splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos, held_out)
     print("\n".join(map(shown, report.lines)))
     return splits, report
 

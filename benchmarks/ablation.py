@@ -27,7 +27,7 @@ import torch.nn.functional as F
 import tyro
 
 from benchmarks import seed_recipe
-from config import PRESETS
+from config import PRESETS, parse
 from dataset import load_splits
 from evaluate import embed_split, mean_recall, report_of
 from models import CLIP, clip_loss
@@ -276,4 +276,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(AblationConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(AblationConfig))

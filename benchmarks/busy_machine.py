@@ -21,9 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
-
-from config import PRESETS
+from config import PRESETS, parse
 from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,4 +106,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(BusyConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(BusyConfig))

@@ -21,9 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
-
-from config import PRESETS
+from config import PRESETS, parse
 from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,4 +153,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(ColdConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(ColdConfig))

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-import tyro
 
 from benchmarks.seed_recipe import seed_loss
+from config import parse
 from models import clip_loss
 from support.big_batch import blockwise_clip_loss
 from support.errors import one_line_errors
@@ -79,4 +79,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(LossConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(LossConfig))

@@ -19,9 +19,9 @@ import albumentations as A
 import cv2
 import pandas as pd
 import torch
-import tyro
 from torch.utils.data import DataLoader, Dataset
 
+from config import parse
 from dataset import (
     NOTHING_KNOWN,
     CaptionDataset,
@@ -107,4 +107,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(DecodingConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(DecodingConfig))

@@ -23,10 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pandas as pd
 import torch
 import torch.nn.functional as F
-import tyro
 
 from benchmarks.seed_recipe import BATCH_SIZE, RATES, WEIGHT_DECAY, CaptionRows, batch_loss, unscaled
-from config import PRESETS
+from config import PRESETS, parse
 from data.sample_scenes import write_sample
 from dataset import (
     NOTHING_KNOWN,
@@ -164,4 +163,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(EpochConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(EpochConfig))

@@ -18,11 +18,10 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-import tyro
 from torch.utils.data import DataLoader
 
 from benchmarks.decoding import AncestorFiles
-from config import PRESETS, InferenceConfig
+from config import PRESETS, InferenceConfig, parse
 from dataset import image_loader
 from models import CLIP, embed_images
 from support.errors import UserError, one_line_errors
@@ -91,4 +90,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(GalleryConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(GalleryConfig))

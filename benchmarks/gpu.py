@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import pandas as pd
 import torch
-import tyro
 from transformers import DistilBertConfig
 
 from benchmarks.training_step import GFLOP
-from config import PRESETS
+from config import PRESETS, parse
 from dataset import CaptionDataset, Precomputed, start_epoch, train_transform, training_loader
 from models import CLIP
 from support.averaging import RunningMean
@@ -172,4 +171,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(GpuConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(GpuConfig))

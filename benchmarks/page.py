@@ -16,9 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
-
-from config import Split
+from config import Split, parse
 from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,4 +70,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(PageConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(PageConfig))

@@ -28,9 +28,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tyro
-
-from config import PRESETS
+from config import PRESETS, parse
 from support.errors import UserError, one_line_errors
 
 WAYS = ("ours", "open_clip", "sentence-transformers")
@@ -366,4 +364,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(PeersConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(PeersConfig))

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import tyro
 
+from config import parse
 from search.index import Index, read_index, write_index
 from search.near_duplicates import LOOK_WIDTH
 from search.nearest import nearest
@@ -123,4 +123,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(SearchConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(SearchConfig))

@@ -22,11 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-import tyro
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from config import PRESETS
+from config import PRESETS, parse
 from dataset import NOTHING_KNOWN, load_splits, pad, read_square, tokenize
 from evaluate import embed_split, recall_table, report_of
 from models import CLIP
@@ -185,4 +184,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(SeedConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(SeedConfig))

@@ -26,11 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-import tyro
 from transformers import DistilBertConfig
 
 from benchmarks.seed_recipe import RATES, WEIGHT_DECAY, batch_loss, unscaled
-from config import PRESETS
+from config import PRESETS, parse
 from data.sample_scenes import all_scenes, captions_of
 from dataset import Batch, pad, tokenize
 from models import CLIP, TextEncoder
@@ -191,4 +190,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(StepConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(StepConfig))

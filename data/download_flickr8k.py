@@ -20,7 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import tyro
+
+from support.command_line import read_flags
+from support.errors import one_line_errors
 
 BASE_URL = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 ARCHIVES = ("Flickr8k_text.zip", "Flickr8k_Dataset.zip")  # the small one first: a wrong URL shows at once
@@ -34,10 +39,10 @@ EXPECTED = {  # how many photos each part of the result holds or names
 }
 
 
-def stop(message: str) -> NoReturn:
-    """End with exit status 2 and one line on stderr that says what is wrong, where, and what to type."""
+def stop(message: str, status: int = 2) -> NoReturn:
+    """End with an exit status and one line on stderr that says what is wrong, where, and what to type."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def fetch(url: str, archive: Path) -> None:
@@ -164,10 +169,11 @@ def main(
             print(f"{out} already exists and is whole: nothing to do")
         shutil.rmtree(part, ignore_errors=True)
     except KeyboardInterrupt:
-        stop(f"interrupted; finished archives are kept in {part}/: type the same command again to go on")
+        stop(f"interrupted; finished archives are kept in {part}/: type the same command again to go on", 130)
     except (OSError, csv.Error) as error:
         stop(f"cannot make or check {out} ({error}): make room there or type another --out")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_line_errors():
+        read_flags(main)

@@ -17,12 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import numpy as np
 import tyro
 from PIL import Image
 
 from dataset import inspect_dataset, load_splits, paths_of
-from support.errors import UserError, one_line_errors
+from support.command_line import read_flags
 from support.images import read_image
 from support.picture_kinds import is_raw
 from support.progress import with_progress
@@ -123,4 +128,4 @@ def write_tar(path, samples):
 
 if __name__ == "__main__":
     with one_line_errors():
-        tyro.cli(write_shards)
+        read_flags(write_shards)

@@ -20,11 +20,16 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import cv2
 import numpy as np
 import tyro
 
-from support.errors import UserError, one_line_errors
+from support.command_line import read_flags
 from support.interruptions import leave_quietly
 from support.process import usable_cores
 from support.progress import with_progress
@@ -748,6 +753,6 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
 if __name__ == "__main__":
     with one_line_errors():
         try:
-            tyro.cli(write_sample)
+            read_flags(write_sample)
         except (ValueError, OSError) as error:  # counts that cannot be, a folder that exists, a full disk
             raise UserError(error) from None

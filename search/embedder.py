@@ -20,7 +20,7 @@ from support.hubs import bank_stamp, hub_penalties, read_bank
 from support.images import read_image
 from support.looks import LOOK_WIDTH
 from support.process import process_count, start_process
-from support.prompts import EVERYDAY
+from support.prompts import read_everyday_prompts
 
 
 class EmbeddedFiles(NamedTuple):
@@ -95,8 +95,8 @@ class Embedder:
 
     @functools.cached_property
     def everyday_embeddings(self):
-        """The (Q, D) embeddings of the `EVERYDAY` prompts."""
-        return self.embed_prompts(EVERYDAY)
+        """The (Q, D) embeddings of the model's everyday prompts."""
+        return self.embed_prompts(read_everyday_prompts(self.checkpoint))
 
     def hub_penalties(self, embeddings):
         """Return what is to be taken off the scores of pictures, (N,) float16; embeddings: theirs, (N, D)."""

@@ -24,7 +24,7 @@ def text_tower_folder(model_hash):
 def open_text_tower(model_hash):
     """Return the `PromptEncoder` that is kept of a model, or None; one that is damaged is thrown away."""
     folder = text_tower_folder(model_hash)
-    if not (folder / "text.onnx").is_file():
+    if not os.path.isfile(folder / "text.onnx"):
         return None
     try:
         with contextlib.suppress(PermissionError):
@@ -38,7 +38,7 @@ def open_text_tower(model_hash):
 def keep_text_tower(model, model_hash):
     """Keep the text tower of a model for the next prompt; returns why that is not possible, or None."""
     folder = text_tower_folder(model_hash)
-    if folder.exists():  # also where it was tried in vain
+    if os.path.exists(folder):  # also where it was tried in vain
         return None
     reason = None
     try:
@@ -56,7 +56,7 @@ def keep_text_tower(model, model_hash):
             new.rename(folder)
         remove_all_but_the_newest(folder.parent)
     except (OSError, MemoryError) as error:
-        another_process_was_first = (folder / "text.onnx").is_file()
+        another_process_was_first = os.path.isfile(folder / "text.onnx")
         return None if another_process_was_first else str(error)
     return reason
 

@@ -1,6 +1,7 @@
 """Which pictures a gallery has: those of a folder, of tars, or of a split of the data that a model was trained on."""
 
 import hashlib
+import json
 import os
 import shlex
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from search.index import INDEX_NAME, SPLIT_INDEX_NAME, IndexFile
 from support.errors import UserError
 from support.files import name_below, stamp
-from support.images import picture_names
+from support.images import pictures_and_links
 from support.picture_kinds import IMAGE_SUFFIXES, suffix_of
 from support.tars import dataset_folder, is_sharded, tar_pictures
 
@@ -20,8 +21,8 @@ class Pictures:
 
     name: what people call it. root: the folder that they all lie in. names: theirs below it, with slashes. index_file:
     where what is made of them is kept. sources: the stamps of all that decides which pictures these are, where that is
-    known. Of a split also `splits`, the names of those that the data has. stamps: {name: stamp} of the pictures where
-    the index is trusted that none has changed, and else None.
+    known. Of a split also `splits`, the names of those that the data has. links: to folders in it, which are not
+    followed. stamps: {name: stamp} of the pictures where the index is trusted that none has changed, and else None.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Pictures:
     index_file: IndexFile
     sources: dict = field(default_factory=dict)
     splits: list = field(default_factory=list)
+    links: list = field(default_factory=list)
     stamps: dict | None = None
 
 
@@ -46,6 +48,7 @@ def pictures_of_folder(folder, leave_out=None, trust_index=False):
         raise UserError(words_on_a_file(folder))
     if not root.is_dir():
         raise UserError(f"--gallery {name}: there is no such folder")
+    links = []
     if is_sharded(folder):
         names = [name_below(root, file) for file in tar_pictures(folder)]
         index_name = SPLIT_INDEX_NAME.format(folder.name)
@@ -54,12 +57,12 @@ def pictures_of_folder(folder, leave_out=None, trust_index=False):
         trusted = trusted_pictures(name, root) if trust_index else None
         if trusted:
             return trusted
-        names = picture_names(folder)
+        names, links = pictures_and_links(folder)
     where = os.path.abspath(root) + os.sep
     if leave_out is not None and leave_out.startswith(where):
         left_out = leave_out.removeprefix(where).replace(os.sep, "/")
         names = [name for name in names if name != left_out]
-    pictures = Pictures(name, root, names, IndexFile(root, index_name))
+    pictures = Pictures(name, root, names, IndexFile(root, index_name), links=links)
     if trust_index and not is_sharded(folder):
         pictures.sources = stamps_of_folders(root, folders_below(root))
     return pictures
@@ -138,10 +141,11 @@ def words_on_a_file(file):
     return f"--gallery {file} is not a folder: {remedy}"
 
 
-def pictures_of_split(config, split=None):
+def pictures_of_split(config, split=None, held_out=None):
     """Return the `Pictures` of a split of the data trained on; by default of test, or of dev where there is no test.
 
-    An index whose sources are unchanged knows which these are, so that the captions need not be read again.
+    held_out: names of the photos of dev and test, where the run of the model has kept them. An index whose sources are
+    unchanged knows which these are, so that the captions need not be read again.
     """
     root = dataset_folder(config.data_dir)
     if config.image_dir and not is_below(str(config.image_dir), root):
@@ -152,11 +156,11 @@ def pictures_of_split(config, split=None):
         index_file = IndexFile(root, SPLIT_INDEX_NAME.format(candidate))
         index = index_file.read()
         is_the_one = candidate == (split or default_split(index.splits))
-        if is_the_one and index.sources and index.sources == sources_now(index.sources, config):
+        if is_the_one and index.sources and index.sources == sources_now(index.sources, config, held_out):
             names = [name for name, _, _ in index.files]
             name = f"{config.data_dir} ({candidate} split)"
             return Pictures(name, root, names, index_file, index.sources, index.splits)
-    return read_split(config, root, split)
+    return read_split(config, root, split, held_out)
 
 
 def default_split(splits):
@@ -164,12 +168,12 @@ def default_split(splits):
     return "test" if "test" in splits else "dev"
 
 
-def sources_now(sources, config):
-    """Return the stamps that the files among the sources of an index have now, and the seed."""
+def sources_now(sources, config, held_out):
+    """Return the stamps that the files among the sources of an index have now, and what else decides of a split."""
     now = {}
-    for path in sources.keys() - {"split_seed"}:
+    for path in sources.keys() - {"split_seed", "held_out"}:
         now[path] = stamp_of_source(path)
-    return {**now, "split_seed": config.split_seed}
+    return {**now, **what_decides(config, held_out)}
 
 
 def stamp_of_source(path):
@@ -182,13 +186,22 @@ def stamp_of_source(path):
     return hash_of_names(path) if os.path.isdir(path) else None
 
 
-def read_split(config, root, split):
+def what_decides(config, held_out):
+    """Return what decides of a split beside the files: the seed, and a hash of what the run of a model holds out."""
+    decided = {"split_seed": config.split_seed}
+    if held_out is not None:
+        decided["held_out"] = hashlib.sha256(json.dumps(held_out).encode()).hexdigest()
+    return decided
+
+
+def read_split(config, root, split, held_out):
     """Return the `Pictures` of a split, by reading the captions."""
     from dataset import SPLIT_FILES, split_images, tables_of_splits
     from support.captions import KNOWN_NAMES, read_dataset
 
     captions = read_dataset(config.source)
-    tables = tables_of_splits(captions, split_images(config.data_dir, captions, config.split_seed))
+    images = split_images(config.data_dir, captions, config.split_seed, held_out)
+    tables = tables_of_splits(captions, images)
     splits = [name for name, table in tables.items() if len(table)]
     split = split or default_split(splits)
     if split not in splits:
@@ -209,7 +222,7 @@ def read_split(config, root, split):
             holds_the_index = os.path.abspath(photos) == os.path.abspath(root)
             decisive.add(f"{photos}/" if holds_the_index else photos)
         sources = {path: stamp_of_source(path) for path in sorted(decisive)}
-        sources["split_seed"] = config.split_seed
+        sources |= what_decides(config, held_out)
     index_file = IndexFile(root, SPLIT_INDEX_NAME.format(split))
     return Pictures(f"{config.data_dir} ({split} split)", root, names, index_file, sources, splits)
 

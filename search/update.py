@@ -11,6 +11,7 @@ from search.check import NO_MARK, marks_of, pictures_that_changed
 from search.index import Entry, Index
 from search.nearest import nearest
 from search.taken import NOT_READ, noted_dates
+from support.drawn import DRAWN, is_drawn
 from support.files import model_stamps, stamp
 from support.picture_kinds import readers
 from support.process import from_first_process, is_first_process, process_count, start_process
@@ -66,7 +67,10 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
     if check:
         for name in from_first_process(pictures_that_changed(entries, known, pictures.root)):
             del entries[name]
-    new = from_first_process([name for name in stamps if name not in entries])
+    new = [name for name in stamps if name not in entries]
+    drawn = from_first_process({name for name in new if is_drawn(os.path.join(pictures.root, name))})
+    entries |= {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # and so it is not looked into again
+    new = from_first_process([name for name in new if name not in drawn])
 
     # Embed what is new, a part at a time.
     if new:
@@ -80,7 +84,11 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
         if callable(progress):
             progress(title)
         paths = [pictures.root / name for name in part]
-        embedded = embedder.embed_files(paths, title if progress else None)
+        try:
+            embedded = embedder.embed_files(paths, title if progress else None)
+        except KeyboardInterrupt:
+            kept = f"{start:,} of {len(new):,} new pictures are embedded and kept"
+            raise KeyboardInterrupt(f"{kept}; the same command goes on with the others") from None
         entries |= new_entries(part, stamps, embedded.faults, len(rows.embeddings))
         readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
         rows = rows.and_more(
@@ -187,7 +195,7 @@ def save(index, pictures):
 
 
 def usual_score(index, embedder):
-    """Return the score that the first match has for nearly all `EVERYDAY` prompts, or None without pictures.
+    """Return the score that the first match has for nearly all everyday prompts, or None without pictures.
 
     A prompt whose first match scores less is likely of something that is not there.
     """

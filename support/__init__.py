@@ -4,6 +4,7 @@ Whoever imports any of it has the libraries told first, in the environment, that
 user's own stays.
 """
 
+import logging
 import os
 
 SETTINGS = {
@@ -15,3 +16,5 @@ SETTINGS = {
 }
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
+# Where a home cannot be written, matplotlib would say twice that it keeps its fonts elsewhere.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ A reader yields (place, image, caption, split), as those in support/caption_tabl
 import functools
 import hashlib
 import json
+import os
 import re
 from pathlib import PurePosixPath
 
@@ -242,14 +243,22 @@ def parquet_column(table, what, flag, known, path):
 def put_photo(photo, folder, name):
     """Write a photo, {"bytes": …, "path": …}, into a folder, unless it is there; returns its whole name.
 
-    It ends in a hash of the bytes: the file of another picture, of an earlier table, is not taken for it.
+    It ends in a hash of the bytes: the file of another picture, of an earlier table, is not taken for it. Raises
+    UserError where it cannot be written.
     """
     ending = PurePosixPath(photo.get("path") or "").suffix.lower()
     if ending not in IMAGE_SUFFIXES:
         ending = ".jpg"  # a label: whoever decodes it looks at the bytes
     name = f"{name}-{hashlib.sha256(photo['bytes']).hexdigest()[:12]}{ending}"
-    if not (folder / name).is_file():
+    if os.path.isfile(folder / name):
+        return name
+    try:
         write_file(folder / name, photo["bytes"])
+    except PermissionError as error:
+        raise UserError(
+            f"the photos of a Parquet file cannot be put beside it, nor where XDG_CACHE_HOME says ({error}): type "
+            "XDG_CACHE_HOME=DIR before the command"
+        ) from None
     return name
 
 

@@ -35,6 +35,7 @@ from support.caption_forms import (
 )
 from support.errors import UserError
 from support.files import writable
+from support.images import pictures_and_links
 from support.picture_kinds import IMAGE_SUFFIXES
 from support.source import as_source
 from support.tars import dataset_folder, is_sharded, shard_captions, split_of_shard
@@ -68,6 +69,7 @@ class Captions:
     paths: dict  # {image: where the photo lies, as text}, in the order of the rows
     missing: set = field(default_factory=set)  # images whose photo is not there
     renamed: dict = field(default_factory=dict)  # {name as it is written: name of the file}, where these differ
+    links: list = field(default_factory=list)  # to folders, which are not followed where files are looked for
 
     @property
     def lacks_dev(self):
@@ -130,7 +132,13 @@ def read_dataset(data):
     paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), likely, others)
     if renamed:
         rows = [row._replace(image=renamed.get(row.image, row.image)) for row in rows]
-    return Captions(rows, found.form, list(found.readers), paths, missing, renamed)
+    links = []
+    if found.form == PAIRS or renamed or missing:  # otherwise each photo was found by its name
+        for folder in dict.fromkeys([*likely, *others]):
+            if not folder.is_symlink():
+                _, inside = pictures_and_links(folder)
+                links += inside
+    return Captions(rows, found.form, list(found.readers), paths, missing, renamed, sorted(set(links)))
 
 
 def captions_of_shards(source):

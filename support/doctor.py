@@ -12,6 +12,7 @@ from support.errors import UserError, shown
 
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u9fff\uac00-\ud7af]+|[^\w\s]")
 MOST_UNKNOWN = 0.02  # of the tokens of captions that a tower for their language may not know
+FEWEST_KNOWN = 0.1  # known tokens a word: of fewer no captions can be told apart
 MOST_PIECES = 2.0  # tokens a word: English in a tower for English has 1.1, German in it 2.2
 FEW_CAPTIONS = 50  # different ones, of many photos: rather the names of classes
 OTHER_LANGUAGE = (
@@ -92,7 +93,10 @@ def findings_on_equal_captions(table, batch_size):
 
 
 def findings_on_tokens(captions, tokenizer, max_tokens, is_scratch=False):
-    """Return lines about captions that are cut, and about a tower of another language."""
+    """Return lines about captions that are cut, and about a tower of another language.
+
+    Raises UserError where next to no word is known, as without the files of a tokenizer: nothing could be learned.
+    """
     token_ids = tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]
     lines = []
 
@@ -112,6 +116,12 @@ def findings_on_tokens(captions, tokenizer, max_tokens, is_scratch=False):
     tokens = sum(token not in special for ids in token_ids for token in ids)
     unknown = sum(token == tokenizer.unk_token_id for ids in token_ids for token in ids)
     words = sum(len(WORD.findall(caption)) for caption in captions)
+    if tokens - unknown < FEWEST_KNOWN * words:
+        raise UserError(
+            f"the tokenizer knows next to none of the captions' words: {tokens - unknown:,} tokens of {words:,} words. "
+            "If --text-encoder is a folder, its tokenizer.json or vocab.txt is missing or empty; for another language, "
+            f"{OTHER_LANGUAGE}"
+        )
     if unknown > MOST_UNKNOWN * tokens:
         lines.append(
             f"words that the text tower does not know: {unknown / tokens:.0%} of all tokens. Is it of another "

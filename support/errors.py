@@ -1,5 +1,6 @@
 """Errors that people can mend: one clear line, exit status 2, no traceback."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -38,9 +39,29 @@ def one_line_errors():
     except UserError as error:  # what a file holds may stand in it
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:  # by Ctrl-C; who knows what is kept has put it into words
+        print(f"\n{words_on_a_stop(stop)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `python inference.py … | head`: the reader has left, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def words_on_a_stop(stop):
+    """Return what a person is told who has pressed Ctrl-C."""
+    return f"stopped: {str(stop) or 'nothing is lost or damaged; type the same command to begin again'}"
+
+
+def expect_ctrl_c():
+    """From now on let Ctrl-C end this command in one line outside `one_line_errors` too, as while libraries load."""
+    show_traceback = sys.excepthook
+
+    def show(kind, error, traceback):
+        if not issubclass(kind, KeyboardInterrupt):
+            show_traceback(kind, error, traceback)
+            return
+        print(f"\n{words_on_a_stop(error)}", file=sys.stderr, flush=True)
+        atexit._run_exitfuncs()
+        os._exit(130)  # Python itself would end by the signal
+
+    sys.excepthook = show

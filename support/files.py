@@ -96,8 +96,15 @@ def fingerprint(directory):
 
 
 def user_cache():
-    """Return the folder for what is kept outside the data: models made ready, indexes of read-only folders."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-index"
+    """Return the folder for what is kept outside the data: models made ready, indexes of read-only folders.
+
+    It need not be there, and often cannot be written: whoever keeps something does without where that fails, and says
+    so. Whether it holds something is asked by `os.path`, which takes a folder that may not be looked into for empty.
+    """
+    home = os.path.expanduser("~")
+    if home == "~":  # a user's number without a name, as in a container: his home is what it is there
+        home = "/"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")) / "clip-index"
 
 
 def writable(path):

@@ -52,15 +52,35 @@ def picture_files(folder):
 
 def picture_names(folder):
     """Return what `picture_files` returns as names below the folder, with slashes: text is faster than paths are."""
+    names, _ = pictures_and_links(folder)
+    return names
+
+
+def pictures_and_links(folder):
+    """Return the `picture_names` of a folder, and the links to folders in it, which are not followed: [path as text].
+
+    They may lead anywhere, also back to where one came from, and what a page shows is to lie in the folder named.
+    """
     suffixes = tuple(IMAGE_SUFFIXES)
     names = []
+    links = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = [os.path.join(parent, name) for name in folders]
+        links += [path for path in inside if os.path.islink(path)]
         below = os.path.relpath(parent, folder).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
         names += [prefix + name for name in files if name.lower().endswith(suffixes) and not name.startswith(".")]
     names.sort(key=lambda name: name.replace("/", "\0"))  # as paths are ordered: all of a folder stays together
-    return names
+    return names, sorted(links)
+
+
+def lines_on_links(links):
+    """Return a line for people about links to folders that were not followed; none where there are none."""
+    if not links:
+        return []
+    named = ", ".join(links[:3]) + (f" and {len(links) - 3:,} more" if len(links) > 3 else "")
+    return [f"links to folders are not followed: {named}; to have what is there, name the folder itself, or copy it"]
 
 
 # ---------------------------------------------------------------- a picture file -> pixels

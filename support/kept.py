@@ -64,7 +64,7 @@ def decode_once(photos, data_dir, split):
     name = f"{split}-{photos.size}px"
     path = writable(folder / CACHE_FOLDER / f"{name}-{digest}.rgb")
     with one_process_at_first():
-        is_whole = path.is_file() and path.stat().st_size == len(photos) * photos.size**2 * 3
+        is_whole = os.path.isfile(path) and path.stat().st_size == len(photos) * photos.size**2 * 3
         if not is_whole and not decode_into(path, photos, name):
             return None
         return DecodedPhotos(path, photos.size)

@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 
 from support.contact_sheet import Tile, draw_sheet, thumbnail
+from support.drawn import save_figure
 from support.errors import shown
 
 # ---------------------------------------------------------------- a run
@@ -41,7 +42,7 @@ def draw_curves(history, chance, path):
     scale.set(title="logit scale (1 / temperature)", xlabel="epoch")
     gap.plot(epochs, [row["modality_gap"] for row in history], marker=".")
     gap.set(title="gap between images and texts", xlabel="epoch")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 # ---------------------------------------------------------------- what a model mistakes
@@ -74,7 +75,7 @@ def draw_similarity(split, gap, path, shown=48):
     right.hist(matching, bins, alpha=0.6, label=f"own photo, mean {matching.mean():.2f}")
     right.set(title=f"all captions; image-text gap {gap:.2f}", xlabel="cosine with a photo", ylabel="captions")
     right.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def draw_worst(split, ranks, path, shown=8, above=6):
@@ -109,7 +110,7 @@ def draw_confusion(confusion, names, path):
     axes.set(xlabel="answer", ylabel="class", xticks=range(len(names)), yticks=range(len(names)))
     axes.set_xticklabels(names, rotation=90, parse_math=False)
     axes.set_yticklabels(names, parse_math=False)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 # ---------------------------------------------------------------- a dataset
@@ -145,4 +146,4 @@ def draw_data_report(pairs, lengths, sizes, captions, path, most_words=20):
     common = counts.most_common(most_words)[::-1]
     words.barh([shown(word) for word, _ in common], [count for _, count in common])
     words.set(title="commonest words of four letters or more", xlabel="times")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)

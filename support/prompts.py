@@ -1,8 +1,12 @@
 """Prompts that are not the user's: for the names of classes, and for what most people have pictures of."""
 
+import random
 import re
 
 import numpy as np
+
+from support.errors import CONTROL, UserError
+from support.files import read_json, write_json
 
 # Prompts of which most people have pictures: what they reach in a gallery, a prompt that fits does.
 EVERYDAY = (
@@ -16,6 +20,11 @@ EVERYDAY = (
     "a bride and groom", "a market with stalls", "a room with furniture", "a forest in autumn",
 )
 
+EVERYDAY_FILE = "everyday.json"  # in the directory of a model for which these are not the prompts
+MOST_LETTERS = 1_000  # of a prompt
+SMALL_WORDS = {"a", "the", "of", "with", "and", "is", "are", "on"}  # of English, where they are a quarter of all words
+FEWEST_SMALL = 0.1  # of the words of captions in English; of other languages it is 0.03 at most
+
 TEMPLATES = "a photo of a {}.", "a picture of a {}.", "a {}."  # for the name of a class: a mean is steadier than one
 
 
@@ -28,3 +37,51 @@ def class_embeddings(embed, names, templates=TEMPLATES):
     prompts = [template.replace("{}", noun) for noun in nouns for template in templates]
     embeddings = embed(prompts).reshape(len(names), len(templates), -1).mean(axis=1)  # (K, D)
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------- everyday prompts of a model
+
+
+def everyday_prompts_for(captions):
+    """Return the everyday prompts for a model that is trained on some captions: as many as `EVERYDAY`.
+
+    A model of another language does not know the words of `EVERYDAY`, and would find everything that fits no worse than
+    they do: it gets some of its own captions.
+    """
+    captions = [caption for caption in dict.fromkeys(captions) if len(caption) <= MOST_LETTERS]
+    captions = [caption for caption in captions if not re.search(CONTROL, caption)]
+    if not captions or is_english(captions):
+        return EVERYDAY
+    random.Random(0).shuffle(captions)
+    return tuple(captions[number % len(captions)] for number in range(len(EVERYDAY)))
+
+
+def is_english(captions):
+    """Return whether captions are in English, by its small words."""
+    words = [word for caption in captions for word in re.findall(r"\w+", caption.lower())]
+    return sum(word in SMALL_WORDS for word in words) >= FEWEST_SMALL * len(words)
+
+
+def write_everyday_prompts(directory, prompts):
+    """Write the everyday prompts of a model into its directory, where they are its own."""
+    if prompts != EVERYDAY:
+        write_json(directory / EVERYDAY_FILE, {"prompts": prompts})
+
+
+def read_everyday_prompts(directory):
+    """Return the everyday prompts of a model directory; raises UserError for a file that holds something else."""
+    path = directory / EVERYDAY_FILE
+    if not path.is_file():
+        return EVERYDAY
+    prompts = read_json(path).get("prompts")
+    is_a_list = isinstance(prompts, list) and len(prompts) == len(EVERYDAY)
+    if not is_a_list or not all(map(could_be_prompt, prompts)):
+        raise UserError(f"{path} must hold {len(EVERYDAY)} prompts: delete it, and those in English are taken")
+    return tuple(prompts)
+
+
+def could_be_prompt(value):
+    """Return whether a JSON value is a prompt: text of one line, and not too long."""
+    if not isinstance(value, str) or not 0 < len(value) <= MOST_LETTERS:
+        return False
+    return not re.search(f"{CONTROL}|[\ud800-\udfff]", value)  # nor half a character, which no tokenizer takes

@@ -27,6 +27,8 @@ from support.interruptions import (
     repair,
     unbroken,
 )
+from support.kept_splits import read_held_out, write_held_out
+from support.model_directory import tensors_of
 from support.not_finite import error_for_not_finite
 from support.plots import draw_curves
 from support.process import is_first_process, process_count
@@ -86,6 +88,7 @@ class Run:
         self.curves_drawn = time.monotonic()
         self.phase = None  # what `take_up` was given, once epochs are kept
         self.restored_random_numbers = None
+        self.held_out = None  # names of the photos of dev and test, {split: [name]}
 
     def __enter__(self):
         self.care = contextlib.ExitStack()
@@ -94,6 +97,8 @@ class Run:
             if is_first_process():
                 stack.enter_context(locked(self.folder))
             check_run_dir(self.config)
+            if not self.is_new:
+                self.held_out = read_held_out(self.folder / "last")
             stack.push(self.keep_unfinished_epoch)  # first of all at the end, while the folder is still held
             self.care = stack.pop_all()
         return self
@@ -140,7 +145,7 @@ class Run:
         if line:
             print(line)
         done = len(phase.losses)
-        batches = iter(phase.loader)  # draws a random number itself
+        batches = iter(phase.loader)
         for _ in range(done):
             next(batches, None)
         self.put_random_numbers_back()
@@ -214,7 +219,7 @@ class Run:
     def save(self):
         """Write last/: all that is needed to go on, as safetensors and JSON; nothing is pickled."""
         phase = self.phase
-        weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+        weights = tensors_of(self.model)
         moments = {}  # of AdamW, for each parameter by its number
         for number, slots in phase.optimizer.state_dict()["state"].items():
             for key, value in slots.items():
@@ -232,6 +237,7 @@ class Run:
 
         with replacing(self.folder / "last") as folder:
             self.average.model.save_pretrained(folder)
+            write_held_out(folder, self.held_out)
             save_file(weights, folder / "weights.safetensors")
             save_file(moments, folder / "optimizer.safetensors")
             text = json.dumps(where_it_stands, indent=2) + "\n"

@@ -38,7 +38,6 @@ class ShardStream(IterableDataset):
     def __init__(self, pairs, batch_size, workers=0, epoch_shards=0):
         self.pairs = pairs
         self.seed = pairs.seed
-        self.epoch = 0
         self.row_of = {}  # "TAR/KEY": the row of its photo
         self.photos_in = Counter()  # tar: how many
         for row, path in enumerate(pairs.photos.paths):
@@ -60,6 +59,15 @@ class ShardStream(IterableDataset):
 
     def __len__(self):
         return self.steps * self.batch_size
+
+    @property
+    def epoch(self):
+        """The number of the epoch that is shown next: that of the pairs."""
+        return self.pairs.epoch
+
+    @epoch.setter
+    def epoch(self, number):
+        self.pairs.epoch = number
 
     # ------------------------------------------------------------ which photos
 
@@ -106,7 +114,6 @@ class ShardStream(IterableDataset):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         reads = self.stretch(worker, workers)
-        self.pairs.epoch = self.epoch
         self.skipped[0, worker] = 0
 
         left = sum(end - first for _, first, end in reads)

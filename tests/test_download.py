@@ -103,11 +103,11 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def error_line(capsys, out: Path, url: str) -> str:
-    """Run a download that must fail with status 2 and no final folder; return its one error line."""
+def error_line(capsys, out: Path, url: str, status: int = 2) -> str:
+    """Run a download that must fail with this status and no final folder; return its one error line."""
     with pytest.raises(SystemExit) as stopped:
         main(out, url, EXPECTED)
-    assert stopped.value.code == 2
+    assert stopped.value.code == status
     assert not out.exists()
     last = capsys.readouterr().err.rstrip("\n").split("\n")[-1]  # above it there may be a progress bar
     assert last.startswith("error: ")
@@ -172,7 +172,7 @@ def test_interrupt_keeps_what_is_finished(server, out, capsys, monkeypatch):
     part = out.parent / ".flickr8k.part"
     part.mkdir(parents=True)
     (part / f"{TEXT}.0123.partial").write_bytes(b"half a file that an earlier, killed download left behind")
-    assert "interrupted" in error_line(capsys, out, server.url)
+    assert "interrupted" in error_line(capsys, out, server.url, 130)
     assert tree(out.parent) == [".flickr8k.part", f".flickr8k.part/{TEXT}"]
 
 

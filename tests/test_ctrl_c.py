@@ -1,0 +1,71 @@
+"""Ctrl-C in any command, at any moment: one line, exit status 130, nothing lost, and how to go on."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, run_script
+
+# Presses Ctrl-C for all processes of the terminal when something is done for the first time: a module imported, or an
+# event of Python's own, as which the opening of a file is known.
+PRESSING = """
+import os, runpy, signal, sys
+root, moment, script, *flags = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv = [os.path.join(root, script), *flags]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pressed = False
+
+def look(event, arguments):
+    global pressed
+    what = " ".join(map(str, [event, *arguments[:1]]))
+    if moment in what and not pressed:
+        pressed = True
+        os.killpg(0, signal.SIGINT)
+
+sys.addaudithook(look)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def press(moment, script, *flags, cwd):
+    """Run a script in which Ctrl-C is pressed at a moment; returns the lines that it prints on standard error."""
+    command = [sys.executable, "-c", PRESSING, ROOT, moment, script, *flags]
+    process = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, start_new_session=True)
+    assert process.returncode == 130 and "Traceback" not in process.stderr, process.stderr
+    return [line for line in process.stderr.splitlines() if line]
+
+
+AGAIN = "stopped: nothing is lost or damaged; type the same command to begin again"
+
+
+@pytest.mark.parametrize("moment, script, flags", [
+    ("import PIL.Image", "inference.py", ["--query", "a dog"]),
+    ("import torch._C", "evaluate.py", ["--split", "test"]),
+    ("import torch._C", "dataset.py", []),
+    ("import cv2", "data/make_shards.py", ["data", "shards"]),
+])
+def test_while_libraries_load(moment, script, flags, tmp_path):
+    assert press(moment, script, *flags, cwd=tmp_path) == [AGAIN]
+
+
+def test_while_a_split_is_measured(workplace):
+    lines = press("captions.txt", "evaluate.py", "--split", "dev", cwd=workplace)
+    assert lines[-1] == AGAIN
+
+
+def test_while_shards_are_written_and_nothing_is_left(sample_dir, tmp_path):
+    lines = press("train-00001.tar", "data/make_shards.py", sample_dir, "shards", "--photos", 40, cwd=tmp_path)
+    assert lines[-1] == AGAIN and not list(tmp_path.iterdir())
+
+
+def test_a_first_search_says_what_is_kept_and_goes_on(workplace, sample_dir, tmp_path):
+    pictures = sorted((sample_dir / "Images").iterdir())
+    for number in range(520):  # one part, and the beginning of another
+        shutil.copyfile(pictures[number % len(pictures)], tmp_path / f"{number:04}.jpg")
+    flags = ["--query", "a dog", "--gallery", tmp_path, "--no-picture", "--workers", 2]
+    lines = press("0515.jpg", "inference.py", *flags[:-1], 0, cwd=workplace)
+    kept = "512 of 520 new pictures are embedded and kept"
+    assert lines[-1] == f"stopped: {kept}; the same command goes on with the others"
+    assert "8 embedded now" in run_script("inference.py", *flags, cwd=workplace).stdout
