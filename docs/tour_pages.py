@@ -1,0 +1,2 @@
+def write_pages(*a): pass
+def execute_notebook(*a): pass
