@@ -260,6 +260,8 @@ def loss_by_hand():
     column_losses = losses(columns)
     exponentials = [math.exp(logit) for logit in logits[0]]
     return {
+        "images": HAND_IMAGES,
+        "texts": HAND_TEXTS,
         "scale": HAND_SCALE,
         "cosines": cosines,
         "logits": logits,
@@ -557,6 +559,7 @@ def tower_sizes(model):
     """Return the weights of the sample's towers and of those that Flickr8k is trained with, in thousands."""
     config = PRESETS["flickr8k"]
     resnet = timm.create_model(config.image_encoder, pretrained=False, num_classes=0)
+    size = resnet.pretrained_cfg["input_size"][-1]
     distilbert = AutoModel.from_config(DistilBertConfig())  # its defaults are those of distilbert-base-uncased
     return {
         "sample_image": parameter_count(model.image_encoder),
@@ -566,7 +569,8 @@ def tower_sizes(model):
         "flickr8k_image_millions": parameter_count(resnet) / 1000,
         "flickr8k_text_millions": parameter_count(distilbert) / 1000,
         "sample_size": model.config.image_size,
-        "flickr8k_size": 224,
+        "flickr8k_size": size,
+        "flickr8k_map": size // 32,  # a ResNet halves its map five times
         "flickr8k_batch": config.batch_size,
         "flickr8k_chance": math.log(config.batch_size),
         "heads_first": config.heads_first,

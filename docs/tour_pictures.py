@@ -78,7 +78,7 @@ def save(figure, path):
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS)
     picture = Image.open(buffer).convert("RGB")
-    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
 
 
@@ -110,7 +110,7 @@ def draw_scene(figure, theme, numbers, tensors):
 
 def draw_sees(figure, theme, numbers, tensors):
     sees = numbers["sees"]
-    above, below = figure.subfigures(2, 1, height_ratios=[2.1, 1])
+    above, below = figure.subfigures(2, 1, height_ratios=[1.75, 1])
     pictures = [
         (numbers["scene"]["path"], f"file\n{sees['file_size']} pixels a side"),
         (tensors["view whole"].numpy(), f"squeezed\n{sees['size']} a side"),
@@ -246,7 +246,7 @@ def draw_temperature(figure, theme, numbers, tensors):
     show_picture(photo, temperature["file"])
     words.axis("off")
     for place, caption in enumerate(temperature["captions"]):
-        line = textwrap.shorten(caption.rstrip(" ."), 44, placeholder=" …")
+        line = textwrap.shorten(caption.rstrip(" ."), 50, placeholder=" …")
         score = temperature["cosines"][place]
         words.text(0, 1 - place / 6, f"{place + 1}  {score:.2f}  {line}", va="top", fontsize=LETTERS - 1.5,
                    weight="bold" if place == 0 else "normal", transform=words.transAxes)
@@ -275,7 +275,7 @@ def draw_pull(figure, theme, numbers, tensors):
                   weight="bold" if place == 0 else "normal")
         axes.text(0.04 if moves[place] < 0 else -0.04, place, f"{moves[place]:+.3f}", va="center",
                   ha="left" if moves[place] < 0 else "right", fontsize=LETTERS - 2)
-    axes.axvline(0, color=theme.faint, lw=1)
+        axes.plot([0, 0], [place - 0.19, place + 0.19], color=theme.faint, lw=1)
     axes.set(xlim=(-1.02, 1.02), ylim=(len(places) - 0.5, -0.7), xticks=[])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -284,26 +284,27 @@ def draw_pull(figure, theme, numbers, tensors):
 
 def draw_training(figure, theme, numbers, tensors):
     curves = np.array(numbers["training"]["curves"])
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.05, 1.15, 1.2])
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1, 1.12, 1.12])
     loss, recall = top.subplots(1, 2)
     loss.plot(curves[:, 0], curves[:, 1], color=theme.other)
     chance = numbers["matrix"]["chance"]
     loss.axhline(chance, color=theme.faint, linestyle="--")
     loss.text(curves[-1, 0], chance - 0.1, "ln B", ha="right", va="top", fontsize=LETTERS - 1)
     loss.set(title="loss", ylim=(0, 5), xlabel="epoch")
-    recall.plot(curves[:, 0], curves[:, 3], color=theme.image)
-    recall.plot(curves[:, 0], curves[:, 2], color=theme.own)
-    recall.text(8, 91, "R@10", color=theme.image, va="top")
-    recall.text(7, 60, "R@1", color=theme.own, va="top")
+    recall.plot(curves[:, 0], curves[:, 3], color=theme.image, label="R@10")
+    recall.plot(curves[:, 0], curves[:, 2], color=theme.own, label="R@1")
+    recall.legend(loc="lower right")
     recall.set(title="recall on dev, %", ylim=(0, 103), xlabel="epoch")
 
     after = sorted(int(name.removeprefix("images ")) for name in tensors if name.startswith("images "))[1:]
+    middle.suptitle("cosines of 24 photos with a caption of each", fontsize=LETTERS)
     for axes, epoch in zip(middle.subplots(1, 3), after, strict=True):
         matrix = tensors[f"images {epoch}"][:24] @ tensors[f"texts {epoch}"][:24].T
         axes.imshow(matrix.numpy(), vmin=-0.4, vmax=1, cmap="Blues" if theme.name == "light" else "Blues_r")
-        axes.set(xticks=[], yticks=[], title=f"after {epoch}")
+        axes.set(xticks=[], yticks=[], title=f"epoch {epoch}")
         axes.spines[:].set_visible(False)
 
+    bottom.suptitle("the two clouds, in two dimensions", fontsize=LETTERS)
     for axes, epoch in zip(bottom.subplots(1, 3), after, strict=True):
         images = tensors[f"images {epoch}"]
         texts = tensors[f"texts {epoch}"]
@@ -315,8 +316,8 @@ def draw_training(figure, theme, numbers, tensors):
         axes.scatter(*texts.T, s=9, color=theme.text)
         axes.set(xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[], aspect="equal")
         axes.spines[:].set_visible(True)
-    bottom.text(0.3, 0.0, "● photos", color=theme.image, va="bottom")
-    bottom.text(0.55, 0.0, "● captions", color=theme.text, va="bottom")
+        axes.set_title(f"epoch {epoch}")
+    bottom.supxlabel("blue: photos, orange: captions, a line: a pair", fontsize=LETTERS)
 
 
 def in_two_dimensions(points):
@@ -422,14 +423,14 @@ def draw_larger(figure, theme, numbers, tensors):
 # of each chapter: what draws it, and how high it is, in inches
 PICTURES = {
     "scene": (draw_scene, 2.9),
-    "sees": (draw_sees, 3.6),
+    "sees": (draw_sees, 3.3),
     "towers": (draw_towers, 4.6),
     "cosine": (draw_cosine, 3.2),
     "matrix": (draw_matrix, 5.4),
     "hand": (draw_hand, 3.9),
     "temperature": (draw_temperature, 4.6),
     "pull": (draw_pull, 3.6),
-    "training": (draw_training, 7.6),
+    "training": (draw_training, 8.2),
     "recall": (draw_recall, 4.2),
     "search": (draw_search, 4.2),
     "heat": (draw_heat, 6.4),

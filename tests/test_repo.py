@@ -50,12 +50,13 @@ def test_the_readme_shows_the_main_commands():
 def test_every_command_of_the_readme_parses(words, tmp_path, monkeypatch):
     _, script, *flags = words
     assert (ROOT / script).is_file()
-    if script.startswith(("data/", "benchmarks/")):
+    if script.startswith(("data/", "benchmarks/", "docs/")):
         assert all(flag in help_of(script) for flag in flags if flag.startswith("--"))
         return
     monkeypatch.chdir(tmp_path)
     command = {
         "train.py": lambda: config.parse_train(flags),
+        "dataset.py": lambda: config.parse(config.DatasetConfig, flags),
         "evaluate.py": lambda: config.parse(config.EvaluateConfig, flags),
         "inference.py": lambda: config.parse(config.InferenceConfig, flags),
         "app.py": lambda: config.parse(config.AppConfig, flags),
@@ -246,7 +247,7 @@ def test_every_setting_has_its_help_text():
     source = (ROOT / "config.py").read_text(encoding="utf-8")
     settings = {node.name: node.body for node in ast.walk(ast.parse(source))
                 if isinstance(node, ast.ClassDef) and node.name.endswith("Config")}
-    assert settings.keys() == {"Config", "EvaluateConfig", "InferenceConfig", "AppConfig"}
+    assert settings.keys() == {"Config", "DatasetConfig", "EvaluateConfig", "InferenceConfig", "AppConfig"}
     for name, body in settings.items():
         for field in body:
             if isinstance(field, ast.AnnAssign) and field.target.id != "preset":
