@@ -5,12 +5,13 @@
     python docs/make_tour.py --again pages      # write the pages anew, after a change of words or of quoted code
 
 What is measured is written to docs/tour.json, which every number of the pages comes from, and to runs/tour/, what only
-the pictures need. The words of the tour lie in docs/tour/source.md.
+the pictures need. The words of the tour lie in docs/tour/source.md. All of it takes four minutes of one core.
 """
 
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -55,6 +56,7 @@ from models import CLIP, clip_loss, embed_images, new_head, soft_clip_loss
 from support.averaging import RunningMean
 from support.errors import one_line_errors
 from support.files import read_json, write_file
+from support.plots import worst_captions
 from support.process import start_process, usable_cores
 from support.run import Run
 from train import finish, load_data, make_phase, measure_on_dev, train_and_measure, train_one_epoch
@@ -227,7 +229,7 @@ def pairs_of_one_place(embedded, count):
 
 def matrix_figures(embedded, loss, config):
     """Return the cosines of all dev photos with a caption of each before training, and the first loss."""
-    first = [int((embedded.image_of_text == photo).nonzero()[0, 0]) for photo in range(len(embedded.files))]
+    first = embedded.first_captions(len(embedded.files))
     matrix = embedded.image_embeddings @ embedded.text_embeddings[first].T
     return {
         "batch": config.batch_size,
@@ -444,17 +446,14 @@ def mistakes(test, gallery, shown=3, above=3):
     """Return the captions whose own photo ranks lowest, and what bare scores say of prompts that nothing fits."""
     ranks, _ = test.ranks()
     worst = []
-    for caption in ranks.argsort(descending=True, stable=True)[:shown].tolist():
-        scores = test.image_embeddings @ test.text_embeddings[caption]
-        own = int(test.image_of_text[caption])
-        first = scores.argsort(descending=True)[:above].tolist()
+    for mistake in worst_captions(test, ranks, shown, above):
         worst.append({
-            "caption": test.captions[caption],
-            "rank": int(ranks[caption]),
-            "own": str(test.files[own]),
-            "own_score": scores[own].item(),
-            "first": [str(test.files[photo]) for photo in first],
-            "first_scores": scores[first].tolist(),
+            "caption": mistake.caption,
+            "rank": mistake.rank,
+            "own": str(test.files[mistake.own]),
+            "own_score": mistake.scores[mistake.own].item(),
+            "first": [str(test.files[photo]) for photo in mistake.first],
+            "first_scores": mistake.scores[mistake.first].tolist(),
         })
     absurd = "an elephant in a kitchen"
     fitting = gallery.search(QUERY, top_k=1)[0].score
@@ -586,7 +585,7 @@ def measure():
     start_process("cpu")
     config = PRESETS["sample"]
     WORK.mkdir(parents=True, exist_ok=True)
-    run_dir = WORK / time.strftime("%Y%m%d-%H%M%S")
+    run_dir = Path(time.strftime("runs/tour-%Y%m%d-%H%M%S"))  # the newest run, which the notebook takes
     embedded = train_sample(run_dir, keep_after=(1, 4, config.epochs))
     seconds_of_training = time.perf_counter() - start
 
@@ -634,9 +633,8 @@ def measure():
     for query, picture in heat.items():
         tensors[f"heat {query}"] = torch.from_numpy(picture)
     for epoch, split in embedded.items():
-        first = torch.tensor([int((split.image_of_text == photo).nonzero()[0, 0]) for photo in range(len(split.files))])
         tensors[f"images {epoch}"] = split.image_embeddings.clone()
-        tensors[f"texts {epoch}"] = split.text_embeddings[first]
+        tensors[f"texts {epoch}"] = split.text_embeddings[split.first_captions(len(split.files))]
         tensors[f"pair images {epoch}"] = split.image_embeddings[photos]
         tensors[f"pair texts {epoch}"] = split.text_embeddings[captions]
     return {"made": {**about(), **made}, **numbers}, tensors
@@ -667,6 +665,7 @@ class TourConfig:
 
 
 def main(flags):
+    os.chdir(ROOT)
     json_file = FOLDER / "tour.json"
     if flags.again == "all":
         numbers, tensors = measure()
