@@ -29,7 +29,9 @@ MEND = "type: python docs/make_tour.py --again pages"
 
 
 def blocks(language=""):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    """The fenced blocks of the page in a language, or in none."""
+    fenced = re.findall(r"^```([a-z]*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [code for its_language, code in fenced if its_language == language]
 
 
 # ---------------------------------------------------------------- the pages are what the source says
@@ -89,7 +91,7 @@ def test_a_quote_that_is_gone_is_named(begins, ends):
 def test_every_number_that_the_page_states_comes_from_the_json():
     """In the words of the source no digit stands but in names: all others are filled in from the JSON."""
     words = CELL.sub("", SOURCE)
-    words = re.sub(r"^```.*?^```$", "", words, flags=re.MULTILINE | re.DOTALL)  # commands
+    words = re.sub(r"^```\n.*?^```$", "", words, flags=re.MULTILINE | re.DOTALL)  # commands
     words = QUOTE.sub("", words)
     words = NUMBER.sub("", words)
     words = re.sub(r"`[^`]*`|\]\([^)]*\)", "", words)
@@ -208,7 +210,7 @@ def test_the_experiments_of_the_first_two_chapters_run(tmp_path):
 
 @pytest.mark.parametrize("place, printed", [(0, "tensor(0.5869)"), (1, "-0.2786")])
 def test_the_experiments_in_python_print_what_was_worked_by_hand(place, printed):
-    code = re.findall(r"^python -c '\n(.*?)^'$", PAGE, re.MULTILINE | re.DOTALL)
+    code = [block.removeprefix("python -c '").removesuffix("'\n") for block in blocks() if "python -c" in block]
     assert len(code) == 2
     run = subprocess.run([sys.executable, "-c", code[place]], cwd=ROOT, capture_output=True, text=True)
     assert printed in run.stdout, run.stderr
