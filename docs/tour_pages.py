@@ -61,6 +61,9 @@ def execute_notebook(path, folder):
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=SECONDS, resources=resources, record_timing=False).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # without progress bars, and what libraries say about this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, path)
 
 
