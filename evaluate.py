@@ -140,6 +140,10 @@ class EmbeddedSplit:
         """Return its `retrieval_ranks`: text to image, and image to text."""
         return retrieval_ranks(self.image_embeddings, self.text_embeddings, self.image_of_text, penalties)
 
+    def first_captions(self, photos):
+        """Return the rows of the first caption of each of the first so many photos."""
+        return [int((self.image_of_text == photo).nonzero()[0, 0]) for photo in range(photos)]
+
 
 def embed_split(model, table, batch_size=128, workers=0, known=NOTHING_KNOWN, loader=None):
     """Return the `EmbeddedSplit` of a captions table. What is `known` of it spares work.

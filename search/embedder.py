@@ -61,11 +61,12 @@ class Embedder:
             return self.kept_text_tower.embed(prompts)
         import torch
 
+        model = self.model  # loaded before inference mode: `explain` needs weights that have a gradient
         embeddings = []
         with torch.inference_mode():
             for start in range(0, len(prompts), 128):
-                input_ids, mask = self.model.text_encoder.tokens_of(prompts[start : start + 128])
-                part = self.model.encode_text(input_ids.to(self.model.device), mask.to(self.model.device))
+                input_ids, mask = model.text_encoder.tokens_of(prompts[start : start + 128])
+                part = model.encode_text(input_ids.to(model.device), mask.to(model.device))
                 embeddings.append(part.cpu())
         return torch.cat(embeddings).numpy()
 

@@ -7,6 +7,7 @@ matplotlib is imported where something is drawn, because it costs half a second,
 import re
 import textwrap
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,9 +58,8 @@ def draw_similarity(split, gap, path, shown=48):
 
     images = split.image_embeddings  # (N, D)
     texts = split.text_embeddings  # (M, D)
-    photos = range(min(shown, len(images)))
-    first_captions = [int((split.image_of_text == photo).nonzero()[0, 0]) for photo in photos]
-    matrix = images[: len(photos)] @ texts[first_captions].T  # row = photo, column = caption
+    photos = min(shown, len(images))
+    matrix = images[:photos] @ texts[split.first_captions(photos)].T  # row = photo, column = caption
     matching = (images[split.image_of_text] * texts).sum(dim=1).numpy()  # (M,)
     neighbours = images.roll(1, dims=0)  # in the place of each photo another one
     others = (neighbours[split.image_of_text] * texts).sum(dim=1).numpy()  # (M,)
@@ -67,7 +67,7 @@ def draw_similarity(split, gap, path, shown=48):
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     figure.colorbar(left.imshow(matrix.numpy(), cmap="viridis"), ax=left, label="cosine")
-    left.set(title=f"the first {len(photos)} photos and a caption of each", xlabel="caption", ylabel="photo")
+    left.set(title=f"the first {photos} photos and a caption of each", xlabel="caption", ylabel="photo")
 
     both = np.concatenate([others, matching])
     bins = np.linspace(both.min(), both.max() + 1e-6, 60)
@@ -78,23 +78,41 @@ def draw_similarity(split, gap, path, shown=48):
     save_figure(figure, path, dpi=110)
 
 
+class Mistake(NamedTuple):
+    """A caption whose own photo does not come first."""
+
+    caption: str
+    rank: int  # of its photo, 1 is best
+    own: int  # the row of its photo
+    first: list  # the rows of the photos that rank highest, and above it
+    scores: object  # (N,) tensor, of all photos
+
+
+def worst_captions(split, ranks, shown, above):
+    """Return the captions whose own photo ranks lowest, the worst first, as `Mistake`s; arguments as below."""
+    mistakes = []
+    for caption in ranks.argsort(descending=True, stable=True)[:shown].tolist():
+        rank = int(ranks[caption])
+        own = int(split.image_of_text[caption])
+        scores = split.image_embeddings @ split.text_embeddings[caption]  # (N,)
+        first = scores.argsort(descending=True)[: min(above, rank - 1)].tolist()
+        mistakes.append(Mistake(split.captions[caption], rank, own, first, scores))
+    return mistakes
+
+
 def draw_worst(split, ranks, path, shown=8, above=6):
     """Draw a contact sheet: the captions whose own photo ranks lowest, that photo, and the photos ranked highest.
 
-    split: an `EmbeddedSplit`; ranks: (M,) of the photo of each caption, 1 is best.
+    split: an `EmbeddedSplit`; ranks: (M,) of the photo of each caption, 1 is best. shown: how many captions; above: how
+    many of the other photos.
     """
-    worst = ranks.argsort(descending=True, stable=True)[:shown].tolist()
     sections = []
-    for caption in worst:
-        scores = split.image_embeddings @ split.text_embeddings[caption]  # (N,)
-        rank = int(ranks[caption])
-        own = int(split.image_of_text[caption])
-        first = scores.argsort(descending=True)[: min(above, rank - 1)].tolist()
-
-        tiles = [Tile(thumbnail(split.files[own], 160), f"rank {rank}, {scores[own]:.2f}", "its photo", "#c62828")]
-        for place, photo in enumerate(first, start=1):
-            tiles.append(Tile(thumbnail(split.files[photo], 160), f"rank {place}, {scores[photo]:.2f}"))
-        sections.append((f"“{split.captions[caption]}”", tiles))
+    for mistake in worst_captions(split, ranks, shown, above):
+        label = f"rank {mistake.rank}, {mistake.scores[mistake.own]:.2f}"
+        tiles = [Tile(thumbnail(split.files[mistake.own], 160), label, "its photo", "#c62828")]
+        for place, photo in enumerate(mistake.first, start=1):
+            tiles.append(Tile(thumbnail(split.files[photo], 160), f"rank {place}, {mistake.scores[photo]:.2f}"))
+        sections.append((f"“{mistake.caption}”", tiles))
     draw_sheet(sections, above + 1, 160, path)
 
 

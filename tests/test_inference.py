@@ -329,6 +329,14 @@ def test_explain_marks_the_pictures_and_says_where_it_cannot(workplace, folder, 
     assert "the image tower test_vit has no map of features to explain a picture by" in process.stderr
 
 
+def test_a_known_gallery_explains_after_a_prompt(folder, checkpoint):
+    open_gallery(folder, checkpoint)
+    known = open_gallery(folder, checkpoint)
+    assert known.embedded == 0
+    match = known.search("a dog", top_k=1)[0]  # the first thing that needs the model, in inference mode
+    assert known.explain(match.file, "a dog").shape[2] == 3
+
+
 def test_an_over_long_prompt_says_what_is_not_looked_at(workplace, folder):
     process = run_script("inference.py", "--query", "dog " * 100, "--gallery", folder, cwd=workplace)
     assert "the prompt is too long: its last 38 tokens are not looked at" in process.stdout  # 100 + 2 - 64
