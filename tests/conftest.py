@@ -72,6 +72,16 @@ def run_script(name, *arguments, cwd, check=True):
     return process
 
 
+def with_flags(flags, *others):
+    """Return flags with others in their places: a command line may hold none twice."""
+    kept = list(flags)
+    for flag in others:
+        if flag in kept and str(flag).startswith("--"):
+            place = kept.index(flag)
+            del kept[place : place + 2]
+    return [*kept, *others]
+
+
 def run_as_torchrun(world, name, *arguments, cwd):
     """Run a script in several processes at once, which have the environment that torchrun gives; returns all of them.
 

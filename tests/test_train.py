@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, with_flags
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -329,7 +329,7 @@ def test_what_cannot_be_ends_in_one_line(workplace, train_flags, flags, complain
         pytest.skip("there is a GPU here")
     (workplace / "empty").mkdir(exist_ok=True)
     before = sorted(workplace.rglob("*"))
-    process = run_script("train.py", *train_flags, *flags, cwd=workplace, check=False)
+    process = run_script("train.py", *with_flags(train_flags, *flags), cwd=workplace, check=False)
     errors = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert process.returncode == 2 and len(errors) == 1 and complaint in errors[0]
     assert "Traceback" not in process.stderr and sorted(workplace.rglob("*")) == before
@@ -385,8 +385,8 @@ def test_broken_photos_and_unused_weights_are_named(tmp_path, sample_dir, train_
     names = (tmp_path / "data" / "Flickr_8k.trainImages.txt").read_text().split()
     (tmp_path / "data" / "Images" / names[0]).unlink()
     (tmp_path / "data" / "Images" / names[1]).write_bytes(b"broken")
-    flags = [*train_flags, "--data-dir", "data", "--epochs", 1, "--run-dir", "run",
-             "--image-encoder", tower_flags["image_encoder"]]
+    flags = with_flags(train_flags, "--data-dir", "data", "--epochs", 1, "--run-dir", "run",
+                       "--image-encoder", tower_flags["image_encoder"])
     output = run_script("train.py", *flags, cwd=tmp_path).stdout
     assert "(random weights) and scratch (random weights); frozen: none" in output
     assert "the weights of the towers named are not used: add --pretrained" in output
