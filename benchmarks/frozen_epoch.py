@@ -117,6 +117,7 @@ def ours(model, table, cached, flags):
         device=model.device,
         chance_loss=None,
         dev_precomputed=NOTHING_KNOWN,
+        dev_loader=None,  # nothing is measured
     )
     average = RunningMean(model, config.averaging)
     run = Run(config)

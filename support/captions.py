@@ -44,6 +44,7 @@ MADE_BY = {"data/flickr8k": "python data/download_flickr8k.py", "data/sample": "
 KNOWN_NAMES = ("captions.txt", "Flickr8k.token.txt")  # of these the first one that is there holds the captions
 SUFFIXES = {".txt", ".csv", ".tsv", ".token", ".json", ".jsonl", ".parquet"}
 FOLDERS_OF_CAPTIONS = ("annotations", "data", "train", "validation", "valid", "val", "dev", "test")
+SHARDS = "shards"
 UNPACKED = ".clip-cache/photos"  # photos that lay in Parquet files
 EXPECTED = (
     "expected captions.txt with the header image,caption, another table (CSV, TSV, JSON, JSON lines, Parquet) that "
@@ -73,9 +74,9 @@ class Captions:
 
     @property
     def lacks_dev(self):
-        """Whether the captions name photos of train and none of dev."""
+        """Whether the captions name photos of train and none of dev; for shards training says so."""
         named = {row.split for row in self.rows}
-        return "train" in named and "dev" not in named
+        return self.form != SHARDS and "train" in named and "dev" not in named
 
     def true_name(self, name):
         """Return the name of a photo as it is called here, for one in a list of a split; itself where there is none."""
@@ -149,7 +150,7 @@ def captions_of_shards(source):
     for image, caption in shard_captions(source.data_dir):
         rows.append(Row(image, caption, split_of_shard(image)))
         paths[image] = str(folder / image)
-    return Captions(rows, "shards", [source.data_dir], paths)
+    return Captions(rows, SHARDS, [source.data_dir], paths)
 
 
 # ---------------------------------------------------------------- finding the captions

@@ -12,7 +12,7 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, with_flags
 from PIL import Image
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install -e ".[app]"')
@@ -399,7 +399,7 @@ def test_what_cannot_be_ends_in_one_line(workplace, flags, complaint):
     (workplace / "empty").mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         flags = [flag.format(taken=taken.getsockname()[1]) for flag in flags]
-        process = run_script("app.py", "--port", 0, *flags, cwd=workplace, check=False)
+        process = run_script("app.py", *with_flags(["--port", 0], *flags), cwd=workplace, check=False)
     assert process.returncode == 2 and process.stdout == "" and "Traceback" not in process.stderr
     assert complaint in process.stderr.splitlines()[-1] and process.stderr.splitlines()[-1].startswith("error: ")
 

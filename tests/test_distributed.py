@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import ROOT, fork_context, run_as_torchrun, run_script, save_image_tower, save_text_tower
+from conftest import ROOT, fork_context, run_as_torchrun, run_script, save_image_tower, save_text_tower, with_flags
 from torch.multiprocessing.spawn import start_processes
 
 from config import PRESETS
@@ -162,7 +162,7 @@ def test_a_process_of_torchrun_that_dies_ends_the_run_and_leaves_the_checkpoint(
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path, sample_dir, calm_towers):
-    run = flags_of_run(sample_dir, calm_towers, "--batch-size", 33)
+    run = with_flags(flags_of_run(sample_dir, calm_towers), "--batch-size", 33)
     for process in run_as_torchrun(2, "train.py", *run, cwd=tmp_path):
         assert process.returncode == 2
         assert "--batch-size 33 is shared by 2 processes: give a multiple of 2" in process.stderr

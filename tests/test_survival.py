@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, fork_context, save_image_tower, save_text_tower
+from conftest import ROOT, fork_context, save_image_tower, save_text_tower, with_flags
 from safetensors.torch import load_file, save_file
 
 import evaluate
@@ -120,7 +120,7 @@ def start(sample_dir):
         folder.mkdir(exist_ok=True)
         towers = ["--image-encoder", "test_resnet", "--image-size", 32, "--scratch-layers", 1, "--scratch-width", 64]
         given = ["sample", "--data-dir", sample_dir, "--batch-size", 16, "--epochs", 3, *towers, "--run-dir", "run"]
-        process = fork_context().Process(target=as_command, args=(folder, [*given, *flags], damage, arguments))
+        process = fork_context().Process(target=as_command, args=(folder, with_flags(given, *flags), damage, arguments))
         process.start()
         return process
 
@@ -359,7 +359,7 @@ def test_other_settings_are_refused_by_name_all_of_them(tmp_path):
     saved.save(tmp_path / "last" / "config.json")
     (tmp_path / "last" / "weights.safetensors").touch()
     harmless = {"run_dir": tmp_path, "resume": True, "device": "cpu", "workers": 0, "data_dir": Path("elsewhere"),
-                "epochs": 99, "micro_batch": 8}
+                "image_dir": Path("photos"), "epochs": 99, "micro_batch": 8}
     check_run_dir(replace(saved, **harmless))
     other = {"preset": "sample", "image_size": 48, "pooling": "cls", "head": "linear", "loss": "soft",
              "precision": "fp32", "freeze": "image", "image_encoder": "resnet18", "text_encoder": "other"}

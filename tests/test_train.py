@@ -261,7 +261,7 @@ def test_the_first_loss_of_a_run_is_that_of_chance(workplace, sample_dir):
 def test_a_run_says_what_it_does(workplace, sample_dir):
     output = (workplace / "train.log").read_text().splitlines()
     assert output[0] == "preset sample"
-    assert f"{sample_dir}: 640 captions; photos: train 96, dev 16, test 16" in output
+    assert f"{sample_dir}: 640 captions; photos: train 96, dev 16, test 16, all of 192 x 192 pixels" in output
     assert any(line.startswith("epoch   4/4") and "dev R@1/5/10" in line for line in output)
     assert [line.startswith("epoch   1/4") for line in output if line.endswith(" to go")] == [True]
     assert "  dev has only 16 photos: its recall means little, and picks the best epoch by chance" in output
