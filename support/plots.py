@@ -29,7 +29,7 @@ def draw_curves(history, chance, path):
     loss.plot(epochs, [row["train_loss"] for row in history], marker=".")
     if chance:
         loss.axhline(chance, color="C3", linestyle=":", label="chance: ln(batch size)")
-        loss.legend(fontsize=6)
+        loss.legend(fontsize=6, loc="upper right")
     loss.set(title="training loss", xlabel="epoch", ylim=(0, None))
 
     for direction, style in (("text_to_image", "-"), ("image_to_text", "--")):
@@ -37,7 +37,7 @@ def draw_curves(history, chance, path):
             values = [row[direction][key] for row in history]
             recall.plot(epochs, values, style, color=colour, label=f"{direction.replace('_', ' ')} {key}")
     recall.set(title="recall on dev, percent", xlabel="epoch", ylim=(0, 100))
-    recall.legend(fontsize=6)
+    recall.legend(fontsize=6, loc="lower right")
 
     scale.plot(epochs, [row["logit_scale"] for row in history], marker=".")
     scale.set(title="logit scale (1 / temperature)", xlabel="epoch")

@@ -81,7 +81,7 @@ def page(browser, address):
     asked, faults = [], []
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: faults.append(dialog.message))
@@ -240,7 +240,7 @@ def dated_page(browser, dated):
 
         def opened(address=""):
             page = context.new_page()
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(30_000)
             page.on("pageerror", lambda error: faults.append(str(error)))
             page.on("dialog", lambda dialog: faults.append(dialog.message))
             page.goto(f"{dated}/{address}")

@@ -137,7 +137,8 @@ def ask(path, body=None):
 
 events = json.loads(ask("/config"))["dependencies"]
 search = next(event["id"] for event in events if event["api_name"] == "search")
-ask("/gradio_api/queue/join", {"data": ["a dog", "", None, 9, -1], "fn_index": search, "session_hash": "a"})
+asked = ["a dog", "", None, 9, -1, "", "", "", "", "score"]
+ask("/gradio_api/queue/join", {"data": asked, "fn_index": search, "session_hash": "a"})
 print("picture/" in ask("/gradio_api/queue/data?session_hash=a"))
 time.sleep(60)
 page.terminate()
