@@ -207,7 +207,7 @@ def find_captions(source):
         raise faults[0]
     if len(readers) > 1 and not all(split_in_name(path) for path in readers):
         names = " or ".join(str(path) for path in readers)
-        raise UserError(f"several files hold captions: name one of them, --data-dir {names}")
+        raise UserError(f"several files hold captions: name one of them in place of the folder, {names}")
     if readers:
         return Found(forms[next(iter(readers))], readers)
 
@@ -252,12 +252,15 @@ def seen_instead(forms, source):
                 f"{path.name} holds judgements of how well captions fit, as Flickr8k's ExpertAnnotations.txt and "
                 "CrowdFlowerAnnotations.txt do, and no captions; "
             )
+            continue
+        header = first_line(path)
+        named = [column for column in (source.image_column, source.caption_column) if column]
+        absent = [f"{column!r}" for column in named if column not in header]
+        if absent:
+            words += f"{path.name} line 1 has no column {' and '.join(absent)}: {header!r}; "
         else:
-            unknown.append(f"{path.name} line 1 names no image and no caption column: {first_line(path)!r}")
-    named = [f"{column!r}" for column in (source.image_column, source.caption_column) if column]
-    if unknown and named:
-        words += f"{' and '.join(unknown[:3])}; it has no column {' and '.join(named)}; "
-    elif unknown:
+            unknown.append(f"{path.name} line 1 names no image and no caption column: {header!r}")
+    if unknown:
         words += f"{' and '.join(unknown[:3])}; if it is a table, say --image-column NAME --caption-column NAME; "
     return words
 
@@ -265,7 +268,7 @@ def seen_instead(forms, source):
 def first_line(path):
     """Return the beginning of a file, as text."""
     with path.open("rb") as file:
-        return file.readline(60).decode("utf-8", "replace").strip()
+        return file.readline(120).decode("utf-8", "replace").strip()
 
 
 # ---------------------------------------------------------------- finding the photos

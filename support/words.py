@@ -20,10 +20,11 @@ def with_flags(argv, switches):
 
     argv: a list of words. switches: the flags that take no value, such as "--json"; each other flag takes the word
     after it. A picture is a file that is there and whose name ends like one's. Raises UserError for a name of one word
-    that ends so where there is no such file, and for a second picture.
+    that ends so where there is no such file, for a second picture, and where quotes seem to be missing.
     """
     completed = []
     pictures = []
+    prompts = []
     is_value = False  # whether the next word belongs to the flag before it
     for word in argv:
         if is_value:
@@ -40,6 +41,10 @@ def with_flags(argv, switches):
             pictures.append(word)
         else:
             completed += ["--query", word]
+            prompts.append(word)
+    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
+        words = " ".join(prompts)
+        raise UserError(f'one prompt of several words is typed in quotes, "{words}", and each of several after --query')
     if len(pictures) > 1:
         raise UserError(f"{pictures[0]} and {pictures[1]} are two example pictures: give one at a time")
     return completed

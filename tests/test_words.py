@@ -56,6 +56,12 @@ def test_a_folder_without_its_flag_is_not_searched_for_as_words(here):
     assert with_flags(["deep"], set()) == ["--query", "deep"]  # which may be meant as a word
 
 
+def test_a_prompt_without_its_quotes_is_not_two_prompts(here):
+    with pytest.raises(UserError, match='is typed in quotes, "a dog"'):
+        with_flags(["a", "dog"], set())
+    assert with_flags(["a dog", "snow"], set()) == ["--query", "a dog", "--query", "snow"]
+
+
 def test_words_flags_and_underscores_are_read_alike(here):
     meant = InferenceConfig(query=("snow",), image=Path("dog.jpg"), top_k=4, fold=False)
     assert parse(InferenceConfig, ["dog.jpg", "snow", "--top_k", "4", "--no_fold"]) == meant
