@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, Optional, get_args, get_type_hints
 
 import tyro
 
-from support.command_line import read_flags
+from support.command_line import as_meant, read_flags, repeatable_flags
 from support.dates import first_moment
 from support.errors import CONTROL, UserError, one_line_errors
 from support.files import read_json
@@ -412,7 +412,8 @@ def parse(kind, argv=None):
     """Read the flags of `dataset.py`, `evaluate.py`, `inference.py` or `app.py` into `kind`."""
     with one_line_errors():
         if kind is InferenceConfig:
-            argv = with_flags(sys.argv[1:] if argv is None else argv, switches_of(kind))
+            words = sys.argv[1:] if argv is None else argv
+            argv = with_flags(as_meant(words, repeatable_flags(kind)), switches_of(kind))
         return read_flags(kind, argv, prog=Path(sys.argv[0]).name, config=(tyro.conf.FlagCreatePairsOff,))
 
 

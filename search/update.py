@@ -1,5 +1,6 @@
 """Bring the index of a gallery up to date: embed the pictures that are new or have changed, and no others."""
 
+import contextlib
 import os
 import sys
 from dataclasses import replace
@@ -67,52 +68,66 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
     if check:
         for name in from_first_process(pictures_that_changed(entries, known, pictures.root)):
             del entries[name]
-    new = [name for name in stamps if name not in entries]
-    drawn = from_first_process({name for name in new if is_drawn(os.path.join(pictures.root, name))})
-    entries |= {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # and so it is not looked into again
-    new = from_first_process([name for name in new if name not in drawn])
+    new = from_first_process([name for name in stamps if name not in entries])
 
     # Embed what is new, a part at a time.
     if new:
         compute_beside_others(embedder)
-    rows = rows_of(known)
-    part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
-    starts = range(0, len(new), part_size)
-    for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
-        part = new[start : start + part_size]
-        title = f"embedding pictures, {start + len(part):,} of {len(new):,}"
-        if callable(progress):
-            progress(title)
-        paths = [pictures.root / name for name in part]
-        try:
+    kept = [0]  # how many new pictures are in the index on disk, after each part
+    with telling_what_is_kept(kept, len(new)):
+        rows = rows_of(known)
+        part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
+        starts = range(0, len(new), part_size)
+        for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
+            part = new[start : start + part_size]
+            end = start + len(part)
+            drawn = from_first_process({name for name in part if is_drawn(os.path.join(pictures.root, name))})
+            entries |= {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # it is not looked into again
+            part = [name for name in part if name not in drawn]
+            if not part:
+                continue
+            title = f"embedding pictures, {end:,} of {len(new):,}"
+            if callable(progress):
+                progress(title)
+            paths = [pictures.root / name for name in part]
             embedded = embedder.embed_files(paths, title if progress else None)
-        except KeyboardInterrupt:
-            kept = f"{start:,} of {len(new):,} new pictures are embedded and kept"
-            raise KeyboardInterrupt(f"{kept}; the same command goes on with the others") from None
-        entries |= new_entries(part, stamps, embedded.faults, len(rows.embeddings))
-        readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
-        rows = rows.and_more(
-            embedded.embeddings,
-            embedded.looks,
-            embedder.hub_penalties(embedded.embeddings),
-            noted_dates(readable),
-            marks_of(readable),
-        )
-        if start + len(part) < len(new):
-            # A part of a split is not to be taken for all of it, and so this one has no sources.
-            save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
+            entries |= new_entries(part, stamps, embedded.faults, len(rows.embeddings))
+            readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
+            rows = rows.and_more(
+                embedded.embeddings,
+                embedded.looks,
+                embedder.hub_penalties(embedded.embeddings),
+                noted_dates(readable),
+                marks_of(readable),
+            )
+            if end < len(new):
+                # A part of a split is not to be taken for all of it, and so this one has no sources.
+                save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
+                kept.append(end)
 
-    index = arranged(entries, stamps, rows, about)
-    embedded_now = len(rows.embeddings) - len(known.embeddings)
-    if not embedded_now and index.files == known.files and known.usual is not None:
-        index.usual = known.usual
-    else:
-        index.usual = usual_score(index, embedder)
-    if not pictures.sources and not embedded_now and index.files == known.files:
-        index.sources = known.sources  # of --trust-index; nothing has come, gone or changed since
-    if embedded_now or index.about() != known.about():
-        save(index, pictures)
+        index = arranged(entries, stamps, rows, about)
+        embedded_now = len(rows.embeddings) - len(known.embeddings)
+        if not embedded_now and index.files == known.files and known.usual is not None:
+            index.usual = known.usual
+        else:
+            index.usual = usual_score(index, embedder)
+        if not pictures.sources and not embedded_now and index.files == known.files:
+            index.sources = known.sources  # of --trust-index; nothing has come, gone or changed since
+        if embedded_now or index.about() != known.about():
+            save(index, pictures)
     return index, embedded_now
+
+
+@contextlib.contextmanager
+def telling_what_is_kept(kept, count):
+    """Let Ctrl-C say how many of `count` new pictures need not be embedded again: kept[-1] of them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not count:
+            raise
+        done = f"{kept[-1]:,} of {count:,} new pictures are embedded and kept"
+        raise KeyboardInterrupt(f"{done}; the same command goes on with the others") from None
 
 
 def compute_beside_others(embedder):

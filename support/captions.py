@@ -179,12 +179,12 @@ class Found(NamedTuple):
 def find_captions(source):
     """Return the `Found` files of a dataset; raises UserError where there are none, or several could be meant."""
     folder = source.data_dir
-    known = [folder / name for name in KNOWN_NAMES if (folder / name).is_file()]
-    if folder.is_file():
+    known = [folder / name for name in KNOWN_NAMES if os.path.isfile(folder / name)]
+    if os.path.isfile(folder):
         files = [folder]
     elif known:
         files = known[:1]
-    elif folder.is_dir():
+    elif os.path.isdir(folder):
         files = caption_like_files(folder)
     else:
         maker = MADE_BY.get(folder.as_posix())
@@ -211,7 +211,7 @@ def find_captions(source):
     if readers:
         return Found(forms[next(iter(readers))], readers)
 
-    pairs = picture_text_pairs(folder) if not known and folder.is_dir() else []
+    pairs = picture_text_pairs(folder) if not known and os.path.isdir(folder) else []
     if not pairs:
         raise UserError(f"{folder} has no captions: {seen_instead(forms, source)}{EXPECTED}")
     return Found(PAIRS, {folder: functools.partial(pair_rows, pairs, folder)})

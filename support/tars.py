@@ -35,7 +35,7 @@ def is_sharded(data_dir):
 
 def dataset_folder(data_dir):
     """Return the folder that a dataset lies in, and where what is kept of it goes: of shards, or a file, their own."""
-    is_folder = not is_sharded(data_dir) and not Path(data_dir).is_file()
+    is_folder = not is_sharded(data_dir) and not os.path.isfile(data_dir)
     return Path(data_dir) if is_folder else Path(data_dir).parent
 
 

@@ -1,6 +1,7 @@
 """support/command_line.py: what a command line means, and what cannot be meant."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,8 +147,10 @@ def test_a_prompt_in_utf8_is_read_in_a_locale_without_umlauts():
     assert not process.stderr
 
 
-def test_such_prompts_are_searched(workplace, sample_dir):
-    gallery = ["--gallery", sample_dir / "Images", "--no-picture"]
+def test_such_prompts_are_searched(workplace, sample_dir, tmp_path):
+    for file in sorted((sample_dir / "Images").glob("*.jpg"))[:6]:  # of its own, for an index is left there
+        shutil.copy(file, tmp_path)
+    gallery = ["--gallery", tmp_path, "--no-picture"]
     for flags in (["--query", b"d\xf6g"], ["--query", "a dog", b"--minus=d\xf6g"], ["--labels", b"d\xf6g,cat"]):
         process = subprocess.run([sys.executable, ROOT / "inference.py", *flags, *gallery], cwd=workplace,
                                  text=True, capture_output=True)

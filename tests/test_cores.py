@@ -71,4 +71,5 @@ def test_ctrl_c_is_one_line():
     lines = ("import os, signal\nfrom support.errors import one_line_errors\n"
              "with one_line_errors(): os.kill(os.getpid(), signal.SIGINT)")
     done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "\nstopped\n")
+    assert (done.returncode, done.stderr) == (
+        130, "\nstopped: nothing is lost or damaged; type the same command to begin again\n")

@@ -6,6 +6,8 @@ So it is in a container that runs as some user's number: HOME is / there, or not
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -32,8 +34,9 @@ def as_nobody(*command, home, cwd, **environment):
 @pytest.fixture
 def anyones(tmp_path, sample_dir):
     """A folder that everybody can write; he can reach it, and the data."""
-    for folder in (tmp_path, *tmp_path.parents[:2], sample_dir, sample_dir.parent):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents, sample_dir, *sample_dir.parents):
+        if Path(tempfile.gettempdir()) in folder.parents:
+            folder.chmod(0o755)
     place = tmp_path / "anyones"
     place.mkdir()
     place.chmod(0o777)
