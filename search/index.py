@@ -118,7 +118,7 @@ class IndexFile:
     def file_of(place):
         """Return the file of a place; in a read-only folder it may be there since before it was made so."""
         path = writable(place)
-        return path if path.exists() else place
+        return path if os.path.exists(path) else place
 
     def save(self, index):
         """Keep an `Index`, if that can be: the answer to a question matters more than what is remembered."""
@@ -149,7 +149,7 @@ def write_index(path, index):
 def read_index(path):
     """Return the `Index` in a file; an empty one where there is none yet, a damaged one, or not one of this program."""
     try:
-        if path.is_file():  # nor a pipe, which would be waited for
+        if os.path.isfile(path):  # nor a pipe, which would be waited for
             return map_index(path)
     except (
         OSError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError

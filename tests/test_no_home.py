@@ -85,7 +85,7 @@ assert open_text_tower("0" * 64) is None
 assert "Permission denied" in keep_text_tower(None, "0" * 64)
 support.contact_sheet.system_fonts()
 try:
-    put_photo(folder_of_unpacked_photos(as_source(data)) / "a.jpg", b"a photo")
+    put_photo({"bytes": b"a photo", "path": None}, folder_of_unpacked_photos(as_source(data)), "a")
 except UserError as error:
     assert "Permission denied" in str(error) and "XDG_CACHE_HOME=DIR" in str(error)
 print("well")
