@@ -3,6 +3,7 @@
 The mark is a comment in the file's own form: it outlives another name and a copy, and nobody sees it in the picture.
 """
 
+import os
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -40,6 +41,8 @@ def save_figure(figure, path, dpi):
 
 def is_drawn(path):
     """Return whether a file carries the mark; reads a few thousand bytes of it."""
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(LOOKED_AT)
