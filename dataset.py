@@ -110,8 +110,7 @@ def split_images(data_dir, captions, split_seed=0, held_out=None):
                 splits[row.split][row.image] = None
         splits = {split: list(images) for split, images in splits.items()}
         if captions.lacks_dev:
-            drawn = draw_splits(splits["train"], split_seed)
-            splits |= {"train": drawn["train"] + drawn["test"], "dev": drawn["dev"]}
+            splits |= dev_from_train(splits["train"], split_seed, held_out)
         return splits
     images = [image for image in captions.paths if image not in captions.missing]
     return draw_splits(images, split_seed) if held_out is None else as_held_out(images, held_out)
@@ -141,9 +140,19 @@ def draw_splits(images, split_seed=0):
     return {"train": order[2 * tenth :], "dev": order[:tenth], "test": order[tenth : 2 * tenth]}
 
 
+def dev_from_train(images, split_seed, held_out):
+    """Return the images of train as train and dev: those that a run has held out, or else a tenth, drawn."""
+    if held_out is None:
+        drawn = draw_splits(images, split_seed)
+        return {"train": drawn["train"] + drawn["test"], "dev": drawn["dev"]}
+    parts = as_held_out(images, {"dev": held_out.get("dev", [])})
+    return {"train": parts["train"], "dev": parts["dev"]}
+
+
 def names_its_splits(data_dir):
-    """Return whether a dataset says itself which photos are in which split."""
-    return bool(split_lists(data_dir)) or any(row.split for row in read_dataset(data_dir).rows)
+    """Return whether a dataset says itself which photos are in which split, dev among them."""
+    captions = read_dataset(data_dir)
+    return bool(split_lists(data_dir)) or (any(row.split for row in captions.rows) and not captions.lacks_dev)
 
 
 def load_splits(data_dir, split_seed=0, held_out=None):

@@ -70,52 +70,63 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
             del entries[name]
     new = from_first_process([name for name in stamps if name not in entries])
 
-    # Embed what is new, a part at a time.
+    # Embed what is new, a part at a time, and keep each part: an interrupted start need not begin anew.
     if new:
         compute_beside_others(embedder)
+    rows = rows_of(known)
+    part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
     kept = [0]  # how many new pictures are in the index on disk, after each part
     with telling_what_is_kept(kept, len(new)):
-        rows = rows_of(known)
-        part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
         starts = range(0, len(new), part_size)
         for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
             part = new[start : start + part_size]
             end = start + len(part)
-            drawn = from_first_process({name for name in part if is_drawn(os.path.join(pictures.root, name))})
-            entries |= {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # it is not looked into again
-            part = [name for name in part if name not in drawn]
-            if not part:
-                continue
             title = f"embedding pictures, {end:,} of {len(new):,}"
             if callable(progress):
                 progress(title)
-            paths = [pictures.root / name for name in part]
-            embedded = embedder.embed_files(paths, title if progress else None)
-            entries |= new_entries(part, stamps, embedded.faults, len(rows.embeddings))
-            readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
-            rows = rows.and_more(
-                embedded.embeddings,
-                embedded.looks,
-                embedder.hub_penalties(embedded.embeddings),
-                noted_dates(readable),
-                marks_of(readable),
-            )
+            more, rows = embedded_part(part, stamps, rows, pictures.root, embedder, title if progress else None)
+            entries |= more
             if end < len(new):
                 # A part of a split is not to be taken for all of it, and so this one has no sources.
                 save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
                 kept.append(end)
-
         index = arranged(entries, stamps, rows, about)
         embedded_now = len(rows.embeddings) - len(known.embeddings)
-        if not embedded_now and index.files == known.files and known.usual is not None:
-            index.usual = known.usual
-        else:
-            index.usual = usual_score(index, embedder)
-        if not pictures.sources and not embedded_now and index.files == known.files:
-            index.sources = known.sources  # of --trust-index; nothing has come, gone or changed since
+        complete(index, known, embedded_now, embedder)
         if embedded_now or index.about() != known.about():
             save(index, pictures)
     return index, embedded_now
+
+
+def embedded_part(names, stamps, rows, root, embedder, title):
+    """Embed some new pictures; returns their {name: Entry}, and the `Rows` with theirs behind them."""
+    drawn = from_first_process({name for name in names if is_drawn(os.path.join(root, name))})
+    entries = {name: Entry(stamps[name], None, DRAWN) for name in drawn}  # they are not looked into again
+    names = [name for name in names if name not in drawn]
+    if not names:
+        return entries, rows
+    paths = [root / name for name in names]
+    embedded = embedder.embed_files(paths, title)
+    entries |= new_entries(names, stamps, embedded.faults, len(rows.embeddings))
+    readable = [path for place, path in enumerate(paths) if place not in embedded.faults]
+    rows = rows.and_more(
+        embedded.embeddings,
+        embedded.looks,
+        embedder.hub_penalties(embedded.embeddings),
+        noted_dates(readable),
+        marks_of(readable),
+    )
+    return entries, rows
+
+
+def complete(index, known, embedded_now, embedder):
+    """Give an `Index` what follows from its pictures: from the known one, where these are the same."""
+    is_as_known = not embedded_now and index.files == known.files
+    index.usual = known.usual if is_as_known else None
+    if index.usual is None:
+        index.usual = usual_score(index, embedder)
+    if is_as_known and not index.sources:
+        index.sources = known.sources  # of --trust-index: nothing has come, gone or changed since
 
 
 @contextlib.contextmanager

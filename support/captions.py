@@ -71,6 +71,7 @@ class Captions:
     missing: set = field(default_factory=set)  # images whose photo is not there
     renamed: dict = field(default_factory=dict)  # {name as it is written: name of the file}, where these differ
     links: list = field(default_factory=list)  # to folders, which are not followed where files are looked for
+    uncaptioned: list = field(default_factory=list)  # of pairs of files: pictures without a text, or with an empty one
 
     @property
     def lacks_dev(self):
@@ -133,13 +134,18 @@ def read_dataset(data):
     paths, missing, renamed = find_photos(dict.fromkeys(row.image for row in rows), likely, others)
     if renamed:
         rows = [row._replace(image=renamed.get(row.image, row.image)) for row in rows]
+    uncaptioned = []
+    if found.form == PAIRS:  # here a picture lies in the folder to be captioned
+        (folder,) = found.readers
+        names, _ = pictures_and_links(folder)
+        uncaptioned = [name for name in names if name not in paths]
     links = []
     if found.form == PAIRS or renamed or missing:  # otherwise each photo was found by its name
         for folder in dict.fromkeys([*likely, *others]):
             if not folder.is_symlink():
                 _, inside = pictures_and_links(folder)
                 links += inside
-    return Captions(rows, found.form, list(found.readers), paths, missing, renamed, sorted(set(links)))
+    return Captions(rows, found.form, list(found.readers), paths, missing, renamed, sorted(set(links)), uncaptioned)
 
 
 def captions_of_shards(source):
@@ -320,13 +326,15 @@ def find_photos(names, likely, others):
                 ((place, name_below),) = fitting.items()
                 if name_below != name:
                     renamed[name] = name_below
-        if place is None:
-            missing.add(name)
+        is_missing = place is None
         place = os.path.normpath(place or places[0])
         if place in name_of:  # "a.jpg" and "Images/a.jpg" are one photo
             renamed[name] = name_of[place]
-        name_of.setdefault(place, renamed.get(name, name))
-        paths[renamed.get(name, name)] = place
+        true_name = renamed.get(name, name)
+        name_of.setdefault(place, true_name)
+        paths[true_name] = place
+        if is_missing:
+            missing.add(true_name)
     return paths, missing, renamed
 
 

@@ -31,7 +31,7 @@ class DataReport:
     missing: list = field(default_factory=list)  # in the captions, but not in the folder
     renamed: list = field(default_factory=list)  # "a.JPG is a.jpg"
     unreadable: dict = field(default_factory=dict)  # name: reason
-    without_captions: list = field(default_factory=list)  # listed in a split, or lying in a shard
+    without_captions: list = field(default_factory=list)  # listed in a split, in a shard, or without a text
     in_no_split: list = field(default_factory=list)
     in_two_splits: list = field(default_factory=list)
     duplicates: list = field(default_factory=list)  # lists of names, equal byte for byte
@@ -58,7 +58,7 @@ def report_on(captions, splits):
     return DataReport(
         missing=sorted(captions.missing),
         renamed=sorted(f"{written} is {name}" for written, name in captions.renamed.items()),
-        without_captions=sorted(set(listed) - captioned),
+        without_captions=sorted((set(listed) - captioned) | set(captions.uncaptioned)),
         in_no_split=sorted(there - set(listed)),
         in_two_splits=sorted(name for name, count in Counter(listed).items() if count > 1),
     )
@@ -180,7 +180,7 @@ def report_lines(report, splits, data_dir):
         ("missing, left out", report.missing, report.missing),
         ("unreadable, left out", report.unreadable, skipped_lines(report.unreadable)),
         ("named otherwise than their file, taken all the same", report.renamed, report.renamed),
-        ("listed, but without captions", report.without_captions, report.without_captions),
+        ("without captions, not used", report.without_captions, report.without_captions),
         ("in no split, not used", report.in_no_split, report.in_no_split),
         ("in two splits, not trained on", report.in_two_splits, report.in_two_splits),
         ("the same photo byte for byte", copies, copies),

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from config import PRESETS
-from dataset import load_splits, load_usable_splits, paths_of, read_captions
+from dataset import load_splits, load_usable_splits, names_its_splits, paths_of, read_captions
 from support.captions import read_dataset
 from support.errors import UserError
+from support.kept_splits import held_out_names
 from support.source import Source
 
 A, B = "A dog runs .", "Two people, at the sea"
@@ -238,6 +239,16 @@ def test_captions_that_name_train_and_test_alone_get_a_dev_split_from_train(tmp_
     splits, report = load_usable_splits(tmp_path)
     assert {split: len(table) for split, table in splits.items()} == {"train": 18, "dev": 2, "test": 2}
     assert any("no dev photos: a tenth of train is dev" in line for line in report.lines)
+    assert not names_its_splits(tmp_path)  # --split-seed decides of dev
+
+    # A run that goes on keeps its dev photos, whatever has come since; and the test photos that the captions name.
+    held_out = held_out_names(splits)
+    photos(tmp_path, *[f"new{number}.jpg" for number in range(40)])
+    rows += "".join(f"new{number}.jpg,train,x {number}\n" for number in range(40))
+    (tmp_path / "data.csv").write_text("image,split,caption\n" + rows)
+    again = load_splits(tmp_path, 0, held_out)
+    assert sorted(again["dev"]["image"]) == held_out["dev"] and len(again["train"]) == 58
+    assert load_splits(tmp_path)["dev"]["image"].nunique() == 6  # which would have been drawn
 
 
 def test_a_photo_whose_rows_name_two_splits_is_kept_out_of_train(tmp_path):
@@ -261,6 +272,15 @@ def test_pairs_of_a_photo_and_a_text_file(tmp_path):
     (tmp_path / "a.psd").write_bytes(b"layers")
     assert pairs_in(tmp_path) == [("a.jpg", "One ."), ("a.jpg", "Two ."), ("deep/b.JPG", "Three .")]
     assert "pairs of a photo and a text file" in read_dataset(tmp_path).description()
+
+
+def test_photos_without_a_text_are_told(tmp_path):
+    photos(tmp_path, *[f"{number:02}.jpg" for number in range(22)])
+    for number in range(21):
+        (tmp_path / f"{number:02}.txt").write_text("" if number == 20 else f"about {number}")
+    splits, report = load_usable_splits(tmp_path)
+    assert sum(len(table) for table in splits.values()) == 20
+    assert "  without captions, not used: 2 (20.jpg, 21.jpg)" in report.lines
 
 
 def test_parquet_with_photos_in_it_as_the_hub_has_it(tmp_path):
@@ -366,6 +386,13 @@ def test_names_written_on_another_system_are_matched_and_told(tmp_path):
     assert set(splits["dev"]["image"]) == set(names[15:])
     told = "named otherwise than their file, taken all the same: 21 (0.JPG is 0.jpg, "
     assert any(told in line for line in report.lines)
+
+
+def test_a_missing_photo_named_in_two_ways_is_reported_as_one(tmp_path):
+    photos(tmp_path / "Images", "a.jpg")
+    (tmp_path / "captions.txt").write_text("image,caption\na.jpg,x\n./gone.jpg,y\ngone.jpg,z\n")
+    captions = read_dataset(tmp_path)
+    assert captions.missing == {"./gone.jpg"} and captions.paths["./gone.jpg"] == str(tmp_path / "Images" / "gone.jpg")
 
 
 def test_a_bare_name_that_lies_in_two_folders_is_none_of_them(tmp_path):
