@@ -67,6 +67,7 @@ class Parts:
     results: gr.HTML
     explanation: gr.HTML
     link: gr.HTML
+    opened: gr.Checkbox  # never seen: true where the page was opened by an address that holds a search
     question: gr.State  # what was asked last, to be explained
     example_file: gr.State
 
@@ -126,6 +127,7 @@ def lay_out(page):
         with gr.Column(scale=2, min_width=200, elem_id="side"):
             explanation = gr.HTML(js_on_load=ON_CLICK)
     link = gr.HTML()
+    opened = gr.Checkbox(visible="hidden")
     return Parts(
         prompt=prompt,
         find=find,
@@ -145,6 +147,7 @@ def lay_out(page):
         results=results,
         explanation=explanation,
         link=link,
+        opened=opened,
         question=question,
         example_file=example_file,
     )
@@ -161,7 +164,7 @@ def connect(page, parts, blocks):
     # a new search: by Enter, by the button, or because something about the question has changed
     typed = [parts.prompt, parts.plus, parts.minus, parts.after, parts.before, parts.under]
     changes = [field.submit for field in typed]
-    changes += [parts.find.click, parts.count.change, parts.least.change, parts.sort.input]
+    changes += [parts.find.click, parts.count.input, parts.least.input, parts.sort.input]
     asked = [parts.prompt, *rest]
     gr.on(changes, page.answer, asked, answers, api_name="search", trigger_mode="always_last", **options)
     for button in parts.examples:
@@ -184,8 +187,8 @@ def connect(page, parts, blocks):
 
     # The address holds the search: it is read when the page opens, and written with each answer.
     fields = [parts.prompt, parts.plus, parts.minus, parts.count, parts.least, *narrowing]
-    opened = blocks.load(None, None, fields, js=FROM_ADDRESS % (MOST_SHOWN, DEFAULT_COUNT))
-    opened.then(page.answer_address, asked, answers, **options)
+    blocks.load(None, None, [*fields, parts.opened], js=FROM_ADDRESS % (MOST_SHOWN, DEFAULT_COUNT))
+    parts.opened.change(page.answer, asked, answers, **options)
     parts.link.change(None, parts.link, None, js=INTO_ADDRESS)
 
 

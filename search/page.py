@@ -157,11 +157,6 @@ class Page:
         question = Question(asked.prompts(), asked.example, asked.unwanted())
         return status, results, "", question, link_to(asked)
 
-    def answer_address(self, *typed):
-        """Return what `answer` does where the address of the page holds a search; else what stands there at first."""
-        asked = Asked(*typed)
-        return self.answer(*typed) if asked.prompt or asked.plus else self.at_first(self.about())
-
     def at_first(self, line):
         """Return what stands on the page while nothing is asked."""
         return status_html(line), "", "", None, ""
@@ -277,6 +272,7 @@ ON_CLICK = """element.addEventListener("click", event => {
 
 # What the address holds goes into the fields: text into those of text, and into the others only what they can show.
 FROM_ADDRESS = """() => {
+  if (!location.search) return Array(10).fill({__type__: "update"});  // what somebody has typed by now stays
   const asked = new URLSearchParams(location.search);
   const words = name => (asked.get(name) ?? "").slice(0, 2000);
   const number = (name, least, most, otherwise) => {
@@ -284,7 +280,8 @@ FROM_ADDRESS = """() => {
     return Number.isFinite(value) ? Math.min(most, Math.max(least, value)) : otherwise;
   };
   return [words("q"), words("plus"), words("minus"), Math.round(number("n", 1, %d, %d)), number("least", -1, 1, -1),
-    words("under"), words("after"), words("before"), asked.get("sort") === "date" ? "date" : "score"];
+    words("under"), words("after"), words("before"), asked.get("sort") === "date" ? "date" : "score",
+    Boolean(words("q") || words("plus"))];
 }"""
 
 # The link to an answer becomes the address of the page; without one, the address holds no search.

@@ -14,6 +14,7 @@ from itertools import chain
 
 import cv2
 import numpy as np
+import PIL
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -59,7 +60,7 @@ def decode_once(photos, data_dir, split):
     """
     folder = dataset_folder(data_dir)
     keys = [file_key(path, folder) for path in photos.paths]
-    about = [FORMAT_NUMBER, version("pillow"), cv2.__version__, *keys]
+    about = [FORMAT_NUMBER, PIL.__version__, cv2.__version__, *keys]
     digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
     name = f"{split}-{photos.size}px"
     path = writable(folder / CACHE_FOLDER / f"{name}-{digest}.rgb")
