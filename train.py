@@ -56,7 +56,7 @@ from support.errors import UserError, quoted, shown
 from support.files import file_key, write_file
 from support.hubs import BANK_SIZE, write_bank
 from support.kept import decode_once, kept_features
-from support.kept_splits import held_out_names
+from support.kept_splits import held_out_names, lines_on_gone_photos
 from support.memory import pairs_that_fit
 from support.model_card import model_card
 from support.process import (
@@ -371,7 +371,8 @@ def main(config, first_line=""):
     with Run(config) as run:  # its folder is ours alone; a signal or a full disk ends the run in good order
         print(first_line)
         splits, report = load_data(config, run.held_out)
-        run.held_out = held_out_names(splits)  # kept in last/: these photos stay unseen, whatever comes or goes
+        # Kept in last/: these photos stay unseen, whatever comes or goes.
+        run.held_out = held_out_names(splits, run.held_out)
         print_towers(config)
         torch.manual_seed(config.seed)
         if run.is_new:
@@ -434,7 +435,8 @@ def load_data(config, held_out=None):
     needs_features = config.freeze in ("image", "both") or heads_learn_first(config)
     open_train_photos = needs_features or not is_sharded(config.data_dir)
     splits, report = load_usable_splits(config.source, config.split_seed, open_train_photos, held_out)
-    print("\n".join(map(shown, report.lines)))
+    for line in [*report.lines, *lines_on_gone_photos(splits, held_out)]:
+        print(shown(line))
     return splits, report
 
 

@@ -25,6 +25,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import tyro
+from torch import nn
 
 from benchmarks import seed_recipe
 from config import PRESETS, parse
@@ -66,6 +67,70 @@ def mean_and_maximum(model):
     """Let the image tower pool its last map by the mean of mean and maximum."""
     pool = timm.layers.SelectAdaptivePool2d(pool_type="avgmax", flatten=True)
     model.image_encoder.backbone.global_pool = pool
+
+
+LARGEST = (1, 2, 4, 8, 16, 1_000_000)  # the means of so many of the largest values are mixed; the last: of all
+
+
+def means_of_largest(values, mask):
+    """Return for each feature the mean of its K largest values, for each K of LARGEST: (B, 6 * F).
+
+    values: (B, N, F), those of N cells or tokens. mask: (B, N) bool, True where there is one.
+    """
+    ordered = values.masked_fill(~mask.unsqueeze(2), -torch.inf).sort(dim=1, descending=True).values
+    means = []
+    for most in LARGEST:
+        count = mask.sum(dim=1, keepdim=True).clamp(max=most)  # (B, 1)
+        is_chosen = torch.arange(values.shape[1], device=values.device) < count  # (B, N)
+        means.append(ordered.masked_fill(~is_chosen.unsqueeze(2), 0).sum(dim=1) / count)
+    return torch.cat(means, dim=1)
+
+
+class LargestOfMap(nn.Module):
+    """Pools the last map of an image tower: (B, F, h, w) -> (B, 6 * F)."""
+
+    def forward(self, cells):
+        values = cells.flatten(2).transpose(1, 2)  # (B, h * w, F)
+        everywhere = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return means_of_largest(values, everywhere)
+
+
+class Mixture(nn.Module):
+    """A mean of the six pooled features, whose shares are learned: (..., 6 * F) -> (..., F)."""
+
+    def __init__(self):
+        super().__init__()
+        self.shares = nn.Parameter(torch.zeros(len(LARGEST)))
+
+    def forward(self, features):
+        parts = features.unflatten(-1, (len(LARGEST), -1))  # (..., 6, F)
+        return (parts * self.shares.softmax(dim=0).unsqueeze(1)).sum(dim=-2)
+
+
+def learned_pooling_of_the_map(model):
+    """Let the head of photos learn which mean of a feature's largest values to take (after Chen et al. 2021)."""
+    model.image_encoder.backbone.global_pool = LargestOfMap()
+    model.image_head = nn.Sequential(Mixture(), model.image_dropout, model.image_head)
+    model.image_dropout = nn.Identity()
+
+
+def learned_pooling_of_the_tokens(model):
+    """The same for captions."""
+    tower = model.text_encoder
+
+    def forward(input_ids, attention_mask):
+        hidden = tower.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # (B, T, F)
+        return means_of_largest(hidden, attention_mask.bool())
+
+    tower.forward = forward
+    tower.pooling = f"means of the largest {LARGEST}"  # the name under which features are kept
+    model.text_head = nn.Sequential(Mixture(), model.text_dropout, model.text_head)
+    model.text_dropout = nn.Identity()
+
+
+def learned_pooling_of_both(model):
+    learned_pooling_of_the_map(model)
+    learned_pooling_of_the_tokens(model)
 
 
 def hardest_negatives(model, margin=0.2):
@@ -148,6 +213,9 @@ LEVERS = {  # changes of our recipe, one at a time
         "soft targets from the text tower": {"change": taught_by_the_text_tower},
         "hardest negatives beside": {"change": hardest_negatives},
         "mean and maximum of the photo's map": {"change": mean_and_maximum},
+        "learned pooling of the photo's map": {"change": learned_pooling_of_the_map},
+        "learned pooling of the caption's tokens": {"change": learned_pooling_of_the_tokens},
+        "learned pooling of both": {"change": learned_pooling_of_both},
     },
     "towers": {
         "our recipe": {},

@@ -12,9 +12,30 @@ SPLITS_FILE = "splits.json"
 HELD_OUT = ("dev", "test")
 
 
-def held_out_names(splits):
-    """Return the names of the photos of dev and test of {split: captions table}: {"dev": [name], "test": [name]}."""
-    return {split: sorted(set(splits[split]["image"])) for split in HELD_OUT if split in splits}
+def held_out_names(splits, earlier=None):
+    """Return the names of the photos of dev and test of {split: captions table}: {"dev": [name], "test": [name]}.
+
+    earlier: those of a run that goes on. Its photos that are gone are among them, and held out again if they return.
+    """
+    gone = gone_photos(splits, earlier)
+    names = {split: set(splits[split]["image"]) for split in HELD_OUT if split in splits}
+    return {split: sorted(of_split | gone.get(split, set())) for split, of_split in names.items()}
+
+
+def gone_photos(splits, earlier):
+    """Return the names of photos that a run held out and that are in no split any more: {split: set of names}."""
+    there = {name for table in splits.values() for name in table["image"]}
+    return {split: set(names) - there for split, names in (earlier or {}).items()}
+
+
+def lines_on_gone_photos(splits, earlier):
+    """Return what a run that goes on should say of the photos that it held out and that are gone."""
+    return [
+        f"{split}: {len(gone):,} of the {len(earlier[split]):,} photos that this run held out are gone, so recall does "
+        "not compare with that of earlier epochs"
+        for split, gone in gone_photos(splits, earlier).items()
+        if gone
+    ]
 
 
 def write_held_out(folder, names):

@@ -7,6 +7,7 @@ import torch
 from conftest import ROOT, run_script
 
 from benchmarks import (
+    ablation,
     busy_machine,
     cold_query,
     contrastive_loss,
@@ -43,6 +44,13 @@ def test_the_ancestors_loss_equals_loops():
     assert abs(seed_loss(torch.tensor(images), torch.tensor(texts)).item() - loss) < 1e-5
 
 
+def test_means_of_the_largest_values_by_hand():
+    values = torch.tensor([[[3.0], [9.0], [1.0], [2.0]], [[5.0], [-1.0], [7.0], [7.0]]])  # (2, 4, 1)
+    mask = torch.tensor([[True, False, True, True], [True, True, False, False]])
+    means = ablation.means_of_largest(values, mask)  # of the 1, 2, 4, 8, 16 largest, and of all
+    assert means.tolist() == [[3, 2.5, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2]]
+
+
 def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_dir, tower_flags):
     towers = ["--data-dir", sample_dir, "--image-encoder", tower_flags["image_encoder"],
               "--text-encoder", tower_flags["text_encoder"]]
@@ -56,7 +64,7 @@ def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_di
     shown = run_script("benchmarks/ablation.py", "frozen", *towers, "--epochs", 1, "--seeds", 1, "--output", "table.md",
                        cwd=tmp_path).stdout
     rows = (tmp_path / "table.md").read_text()
-    assert rows in shown and rows.count("\n| ") == 27 and "| our recipe |" in rows
+    assert rows in shown and rows.count("\n| ") == 30 and "| our recipe |" in rows
     shown = run_script("benchmarks/ablation.py", "towers", *towers, "--epochs", 1, "--seeds", 1, "--only", "text tower",
                        cwd=tmp_path).stdout
     assert "| text tower frozen |" in shown
