@@ -8,7 +8,7 @@ The address answers at once: while pictures are embedded it says how far that is
 be kept and sent. To the browser go pictures of the gallery, reduced and without what the camera noted in them, and
 never a file: `/picture/7` is number 7 of the gallery, and there is no way to name another.
 A link in the gallery to a picture elsewhere shows that picture, as its owner put it there; links to folders are not
-followed. Who may ask what stands in search/guard.py.
+followed. search/guard.py decides who may ask, and for what.
 """
 
 from config import AppConfig, InferenceConfig, parse
@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import contextlib
 import signal
 import sys
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from inference import Gallery
 from search.uploads import UPLOADED  # noqa: F401 - before Gradio, which is told by it where uploads go
@@ -33,7 +33,17 @@ try:
     from fastapi import FastAPI
 
     from search.guard import MOST_UPLOADED, is_loopback
-    from search.page import DEFAULT_COUNT, FROM_ADDRESS, INTO_ADDRESS, ON_CLICK, STYLE, Page, status_html
+    from search.page import (
+        DEFAULT_COUNT,
+        FROM_ADDRESS,
+        IN_ADDRESS,
+        INTO_ADDRESS,
+        ON_CLICK,
+        STYLE,
+        Asked,
+        Page,
+        status_html,
+    )
     from search.web import GuardedBlocks, listen, server, waiting_page
 except ModuleNotFoundError as error:
     with one_line_errors():
@@ -43,33 +53,6 @@ EXAMPLES = ["people sitting near the beach", "people walking inside the forest",
 MOST_SHOWN = 50  # pictures in one answer
 
 # ---------------------------------------------------------------- what stands where, and which click asks what
-
-
-@dataclass
-class Parts:
-    """What stands on the page, by name; `question` and `example_file` are remembered and not seen."""
-
-    prompt: gr.Textbox
-    find: gr.Button
-    examples: list
-    upload: gr.UploadButton
-    forget: gr.Button
-    plus: gr.Textbox
-    minus: gr.Textbox
-    after: gr.Textbox
-    before: gr.Textbox
-    under: gr.Textbox
-    sort: gr.Radio
-    count: gr.Slider
-    least: gr.Slider
-    example: gr.HTML
-    status: gr.HTML
-    results: gr.HTML
-    explanation: gr.HTML
-    link: gr.HTML
-    opened: gr.Checkbox  # never seen: true where the page was opened by an address that holds a search
-    question: gr.State  # what was asked last, to be explained
-    example_file: gr.State
 
 
 def build(page):
@@ -87,77 +70,56 @@ def build(page):
 
 
 def lay_out(page):
-    """Put everything in its place, from top to bottom; returns the `Parts`."""
-    question = gr.State()
-    example_file = gr.State()
+    """Put everything in its place, from top to bottom; returns all of it by name."""
+    parts = SimpleNamespace()
+    parts.question = gr.State()  # what was asked last, to be explained
+    parts.example = gr.State()  # the path of an uploaded picture
     with gr.Row(equal_height=True):
-        prompt = gr.Textbox(
+        parts.prompt = gr.Textbox(
             label="What should the pictures show?",
             placeholder="a dog running through water",
             scale=4,
             min_width=200,
             autofocus=True,
         )
-        find = gr.Button("Search", variant="primary", scale=0, min_width=140)
+        parts.find = gr.Button("Search", variant="primary", scale=0, min_width=140)
     with gr.Row():
-        examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
+        parts.examples = [gr.Button(words, size="sm", min_width=150) for words in EXAMPLES]
     with gr.Accordion("More ways to search", open=False):
         with gr.Row():
             # With .heic: a phone then sends such a photo as it is, and one copied from it can be chosen on a computer.
             suffixes = sorted(readable_suffixes())
-            upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
-            forget = gr.Button("Remove the example", min_width=150)
+            parts.upload = gr.UploadButton("Upload an example picture", file_types=suffixes, min_width=150)
+            parts.forget = gr.Button("Remove the example", min_width=150)
         with gr.Row():
-            plus = gr.Textbox(label="What else should they show?", placeholder="0.5:snow", min_width=200)
-            minus = gr.Textbox(label="What should they not show?", min_width=200)
+            parts.plus = gr.Textbox(label="What else should they show?", placeholder="0.5:snow", min_width=200)
+            parts.minus = gr.Textbox(label="What should they not show?", min_width=200)
         with gr.Row():
             first, last = page.first_day, page.last_day
-            after = gr.Textbox(label="Taken from (year, month or day)", placeholder=first, min_width=150)
-            before = gr.Textbox(label="Taken before", placeholder=last, min_width=150)
-            under = gr.Textbox(label="In the folder, or path", placeholder="holiday/*", min_width=150)
-            sort = gr.Radio(["score", "date"], value="score", label="Arranged by", min_width=150)
+            parts.after = gr.Textbox(label="Taken from (year, month or day)", placeholder=first, min_width=150)
+            parts.before = gr.Textbox(label="Taken before", placeholder=last, min_width=150)
+            parts.under = gr.Textbox(label="In the folder, or path", placeholder="holiday/*", min_width=150)
+            parts.sort = gr.Radio(["score", "date"], value="score", label="Arranged by", min_width=150)
         with gr.Row():
-            count = gr.Slider(1, MOST_SHOWN, DEFAULT_COUNT, step=1, label="Number of results", min_width=200)
-            least = gr.Slider(-1, 1, -1, step=0.01, label="Least score (-1: any)", min_width=200)
-    example = gr.HTML()
-    status = gr.HTML(status_html(page.about()))
+            parts.count = gr.Slider(1, MOST_SHOWN, DEFAULT_COUNT, step=1, label="Number of results", min_width=200)
+            parts.least = gr.Slider(-1, 1, -1, step=0.01, label="Least score (-1: any)", min_width=200)
+    parts.example_shown = gr.HTML()
+    parts.status = gr.HTML(status_html(page.about()))
     with gr.Row():
         with gr.Column(scale=3, min_width=200):
-            results = gr.HTML(js_on_load=ON_CLICK)
+            parts.results = gr.HTML(js_on_load=ON_CLICK)
         with gr.Column(scale=2, min_width=200, elem_id="side"):
-            explanation = gr.HTML(js_on_load=ON_CLICK)
-    link = gr.HTML()
-    opened = gr.Checkbox(visible="hidden")
-    return Parts(
-        prompt=prompt,
-        find=find,
-        examples=examples,
-        upload=upload,
-        forget=forget,
-        plus=plus,
-        minus=minus,
-        after=after,
-        before=before,
-        under=under,
-        sort=sort,
-        count=count,
-        least=least,
-        example=example,
-        status=status,
-        results=results,
-        explanation=explanation,
-        link=link,
-        opened=opened,
-        question=question,
-        example_file=example_file,
-    )
+            parts.explanation = gr.HTML(js_on_load=ON_CLICK)
+    parts.link = gr.HTML()
+    # Never seen: it changes where the page was opened by an address that holds a search.
+    parts.opened = gr.Checkbox(visible="hidden")
+    return parts
 
 
 def connect(page, parts, blocks):
     """Let each click and each key ask what it should."""
-    # what `page.answer` takes beside the prompt, in the order of `search.page.Asked`, and what it returns
-    narrowing = [parts.under, parts.after, parts.before, parts.sort]
-    rest = [parts.minus, parts.example_file, parts.count, parts.least, parts.plus, *narrowing]
+    # what `page.answer` takes, and what it returns
+    asked = [getattr(parts, name) for name in Asked._fields]
     answers = [parts.status, parts.results, parts.explanation, parts.question, parts.link]
     options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
 
@@ -165,17 +127,16 @@ def connect(page, parts, blocks):
     typed = [parts.prompt, parts.plus, parts.minus, parts.after, parts.before, parts.under]
     changes = [field.submit for field in typed]
     changes += [parts.find.click, parts.count.input, parts.least.input, parts.sort.input]
-    asked = [parts.prompt, *rest]
     gr.on(changes, page.answer, asked, answers, api_name="search", trigger_mode="always_last", **options)
     for button in parts.examples:
         button.click(None, button, parts.prompt, js="words => words")  # in the browser: its words go into the prompt
-        button.click(page.answer, [button, *rest], answers, **options)
+        button.click(page.answer, [button, *asked[1:]], answers, **options)
 
     # an example picture comes, or goes; then the same question is asked anew
-    uploaded = parts.upload.upload(page.example, parts.upload, [parts.example, parts.example_file])
+    uploaded = parts.upload.upload(page.example, parts.upload, [parts.example_shown, parts.example])
     uploaded.success(page.answer, asked, answers, **options)
     no_example = ("", None, None)  # nothing shown, no file, and nothing in the upload button
-    emptied = [parts.example, parts.example_file, parts.upload]
+    emptied = [parts.example_shown, parts.example, parts.upload]
     forgotten = parts.forget.click(lambda: no_example, None, emptied)
     forgotten.success(page.answer, asked, answers, **options)
 
@@ -186,7 +147,7 @@ def connect(page, parts, blocks):
     parts.results.select(explain, parts.question, parts.explanation, **options)
 
     # The address holds the search: it is read when the page opens, and written with each answer.
-    fields = [parts.prompt, parts.plus, parts.minus, parts.count, parts.least, *narrowing]
+    fields = [getattr(parts, name) for name in IN_ADDRESS]
     blocks.load(None, None, [*fields, parts.opened], js=FROM_ADDRESS % (MOST_SHOWN, DEFAULT_COUNT))
     parts.opened.change(page.answer, asked, answers, **options)
     parts.link.change(None, parts.link, None, js=INTO_ADDRESS)

@@ -376,10 +376,6 @@ class InferenceConfig:
         require(self, ["top_k", "batch_size"], "at least 1", lambda v: v >= 1)
         require(self, ["workers"], "at least 0", lambda v: v >= 0)
 
-    def asks_for_dates(self):
-        """Return whether it matters when pictures were taken."""
-        return bool(self.after or self.before) or self.sort == "date"
-
     def label_names(self):
         """Return the labels, each once; one in quotes may hold a comma."""
         names = next(csv.reader([self.labels], skipinitialspace=True), [])

@@ -27,6 +27,7 @@ import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,13 +40,14 @@ from search.drawing import LABELS_DRAWN, MOST_DRAWN, draw_labels, draw_matches, 
 from search.embedder import Embedder
 from search.export import export_model
 from search.joined import joined
-from search.narrow import lies_under, was_taken, why_nothing_fits
+from search.narrow import lies_under, was_taken
 from search.near_duplicates import groups_that_look_the_same
 from search.nearest import nearest
 from search.pictures import pictures_of_folders, pictures_of_split
+from search.remarks import remarks_on_matches, remarks_on_question
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
-from search.update import EXCEPTIONS, up_to_date_index
+from search.update import up_to_date_index
 from support.dates import day
 from support.drawn import DRAWN
 from support.find_run import checkpoint_dir
@@ -53,13 +55,48 @@ from support.images import lines_on_links
 from support.kept_splits import held_out_of_model
 from support.picture_kinds import IMAGE_SUFFIXES, readable_suffixes, skipped_lines
 from support.process import is_first_process, process_count
-from support.prompts import EVERYDAY, class_embeddings
+from support.prompts import class_embeddings
 from support.tars import exists
 from support.words import weights_and_words
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf"}
+MOST_COPIES = 1000  # pictures that look the same, for which one search makes room
 
-# ---------------------------------------------------------------- a gallery
+# ---------------------------------------------------------------- a question, and what answers it
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is looked for, and among which pictures; `Gallery.search` says what each means."""
+
+    query: list | tuple = ()
+    image: Path | None = None
+    minus: list | tuple = ()
+    top_k: int = 9
+    threshold: float | None = None
+    fold: bool = True
+    under: list | tuple = ()
+    after: str | None = None
+    before: str | None = None
+    sort: str = "score"  # or date
+
+    def is_of_prompts(self):
+        """Return whether it asks by what is wanted, in words, and by nothing else."""
+        return self.image is None and not self.minus
+
+    def asks_for_dates(self):
+        """Return whether it matters when pictures were taken."""
+        return bool(self.after or self.before) or self.sort == "date"
+
+    def title(self):
+        """Return in words what is asked for, such as "pictures like dog.jpg + snow - a beach"."""
+        wanted = list(self.query)
+        if self.image:
+            wanted.insert(0, f"pictures like {self.image.name}")
+        title = " + ".join(wanted)
+        for prompt in self.minus:
+            title += f" - {prompt}"
+        return title
 
 
 @dataclass(frozen=True)
@@ -83,6 +120,17 @@ class Match:
         return values
 
 
+class Found(NamedTuple):
+    """What a search has found, and by what."""
+
+    matches: list  # of `Match`
+    embedding: np.ndarray  # (D,), of what was asked for
+    among: np.ndarray | None  # (M,) numbers of the pictures that were searched; None: all
+
+
+# ---------------------------------------------------------------- a gallery
+
+
 class Gallery:
     """Folders of pictures, or a split of the data the model was trained on, embedded and ready to be searched.
 
@@ -94,11 +142,7 @@ class Gallery:
     trust_index: where no folder has changed since the index was made, do not look at each file; check: look at every
         picture again, though its file has the size and time that it had.
 
-    Afterwards: `files` (N paths), `embeddings` (N, D) float16 of unit length, `skipped` {file: reason} for files that
-    cannot be read, `embedded`, how many were embedded this time (0 when the index knew them all), `index_path`, where
-    the index is kept (of the first folder), and `unsaved`, why one could not be; `name`, what the gallery is called;
-    `links`, to folders in it, which are not followed; `embedder`, the two towers. Raises UserError where folder or
-    checkpoint cannot be used; an empty folder is an empty gallery.
+    Raises UserError where folder or checkpoint cannot be used; an empty folder is an empty gallery.
     """
 
     def __init__(
@@ -122,37 +166,29 @@ class Gallery:
             folders = folder if isinstance(folder, list | tuple) else [folder]
             self.folders = pictures_of_folders(folders, leave_out, trust_index)
         self.name = " and ".join(pictures.name for pictures in self.folders)
-        self.links = [link for pictures in self.folders for link in pictures.links]
+        self.links = [link for pictures in self.folders for link in pictures.links]  # to folders, not followed
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
         self.indexes = []  # one in each folder
-        self.embedded = 0
+        self.embedded = 0  # so many are new
         for pictures in self.folders:
             index, count = up_to_date_index(pictures, self.embedder, progress, check)
             self.indexes.append(index)
             self.embedded += count
+        index_files = [pictures.index_file for pictures in self.folders]
+        self.index_path = index_files[0].path
+        self.unsaved = next((file.unsaved for file in index_files if file.unsaved), None)  # why one could not be kept
 
-        # Together they are one gallery, with a row for each readable file, in the order of `files` below.
-        self.embeddings = joined([index.embeddings for index in self.indexes])  # (N, D)
-        self.looks = joined([index.looks for index in self.indexes])  # (N, 192), by which near-duplicates are told
-        # Half of what a picture scores for captions in general, which says nothing about one prompt: (N,).
+        # Together they are one gallery of N readable pictures, in the same order everywhere.
+        self.files, self.names, self.skipped = files_of(self.folders, self.indexes)
+        self.embeddings = joined([index.embeddings for index in self.indexes])  # (N, D) float16, of unit length
+        self.looks = joined([index.looks for index in self.indexes])  # (N, 192): pictures that look the same are near
+        # What is taken off a picture's score before a prompt's pictures are ranked, so that one which is near to every
+        # text does not answer every prompt (support/hubs.py): (N,).
         self.penalties = np.concatenate([index.penalties for index in self.indexes])
         # What the first match scores at least for 30 of 32 everyday prompts, such as "a dog runs through the grass". A
         # prompt that stays below it asks for something that is likely not here.
         self.usual_score = max((index.usual for index in self.indexes if index.usual is not None), default=None)
-        self.files = []
-        self.names = []  # theirs below their folder, with slashes
-        self.skipped = {}
-        for pictures, index in zip(self.folders, self.indexes, strict=True):
-            for name, _, reason in index.files:
-                if reason is None:
-                    self.files.append(pictures.root / name)
-                    self.names.append(name)
-                elif reason != DRAWN:  # pictures of earlier results are no part of a gallery
-                    self.skipped[pictures.root / name] = reason
-        index_files = [pictures.index_file for pictures in self.folders]
-        self.index_path = index_files[0].path
-        self.unsaved = next((file.unsaved for file in index_files if file.unsaved), None)
 
     @functools.cached_property
     def taken(self):
@@ -180,22 +216,29 @@ class Gallery:
         "date" arranges the matches by when they were taken, the oldest first. Raises UserError if nothing is asked for,
         or the example cannot be read.
         """
-        embedding = self.query_embedding(query, image, minus)  # (D,)
-        is_prompt = image is None and not minus
-        rows = self.narrow(under, after, before)
-        matches = self.rank(embedding, top_k, fold, threshold, is_prompt, rows)
-        if after or before or sort == "date":
-            matches = self.dated(matches, sort)
-        return matches
+        wanted, unwanted, patterns = as_list(query), as_list(minus), as_list(under)
+        question = Question(wanted, image, unwanted, top_k, threshold, fold, patterns, after, before, sort)
+        return self.find(question).matches
+
+    def find(self, question):
+        """Answer a `Question`: these are the steps of a search. Returns what was `Found`; raises as `search`."""
+        embedding = self.query_embedding(question.query, question.image, question.minus)  # (D,)
+        among = self.narrow(question.under, question.after, question.before)
+        is_prompt = question.is_of_prompts()
+        matches = self.rank(embedding, question.top_k, question.fold, question.threshold, is_prompt, among)
+        if question.asks_for_dates():
+            matches = self.dated(matches, question.sort)
+        return Found(matches, embedding, among)
 
     def query_embedding(self, query=(), image=None, minus=()):
         """Return the unit-length float32 (D,) embedding of what is asked for; arguments as for `search`.
 
         The weighted mean of the embeddings of all that is wanted: prompts and a picture lie in one space. A prompt may
-        begin with its weight, as in "2:a dog"; without one it weighs 1, as a picture does.
+        begin with its weight, as in "2:a dog"; without one it weighs 1, as a picture does. Half of what is not wanted
+        is taken off, and with a weight of 2 all of it. Raises UserError where that leaves nothing.
         """
-        prompts = [query] if isinstance(query, str) else list(query)
-        minus = [minus] if isinstance(minus, str) else list(minus)
+        prompts = as_list(query)
+        minus = as_list(minus)
         if not prompts and image is None:
             raise UserError("say what to look for: a prompt, or an example picture")
 
@@ -208,17 +251,17 @@ class Gallery:
             wanted.append(self.embedder.embed_prompts(words))  # (Q, D)
             weights.append(prompt_weights)  # (Q,)
         if image is not None:
-            example = self.embedder.embed_files([image])
-            if example.faults:
-                raise UserError(f"the example picture cannot be read: {example.faults[0]}")
-            wanted.append(example.embeddings.astype(np.float32))  # (1, D)
+            wanted.append(self.embedder.embed_example(image))  # (1, D)
             weights.append([1])
         embedding = np.average(np.concatenate(wanted), axis=0, weights=np.concatenate(weights))  # (D,)
         if minus:  # by half, because all of it would take away what every text has in common, too
             minus_weights, words = weights_and_words(minus)
             unwanted = self.embedder.embed_prompts(words)  # (Q, D)
             embedding = embedding - np.mean(np.array(minus_weights)[:, None] * unwanted, axis=0) / 2
-        return np.float32(embedding / np.linalg.norm(embedding))
+        length = np.linalg.norm(embedding)
+        if length < 1e-3:
+            raise UserError("what is not wanted takes all away that is: weigh it less, as in 0.5:WORDS")
+        return np.float32(embedding / length)
 
     def narrow(self, under=(), after=None, before=None):
         """Return the numbers (M,) of the pictures that come into question, in their order; None: all of them.
@@ -228,7 +271,7 @@ class Gallery:
         """
         fits = np.ones(len(self.files), bool)
         if under:
-            fits &= lies_under(self.names, [under] if isinstance(under, str) else under)
+            fits &= lies_under(self.names, as_list(under))
         if after or before:
             fits &= was_taken(self.taken.moments, after, before)
         return None if fits.all() else np.flatnonzero(fits)
@@ -242,25 +285,25 @@ class Gallery:
         """
         if not self.files:
             return []
-        # The best rows of `embeddings @ embedding`, the cosines with all pictures: (N, D) x (D) -> (N). Many more than
-        # top_k of them, because a good match may have a thousand copies.
-        most = 10 * top_k + 1000
+        # The cosines with all pictures, (N, D) x (D) -> (N), less the penalties, and of these the best. They are more
+        # than top_k, because a good match may have many copies.
+        most = 10 * top_k + MOST_COPIES
         penalties = self.penalties if is_prompt else np.zeros_like(self.penalties)
-        (scores,), (rows,) = nearest(self.embeddings, embedding[None], most, penalties, among)  # of one query
-        scores = scores + penalties[rows]  # by which they were ranked; they are cosines again
+        (ranked_by,), (rows,) = nearest(self.embeddings, embedding[None], most, penalties, among)  # of one query
+        cosines = ranked_by + penalties[rows]  # what is shown
         if threshold is not None:
-            rows = rows[scores >= threshold]
-            scores = scores[scores >= threshold]
+            rows = rows[cosines >= threshold]
+            cosines = cosines[cosines >= threshold]
         if fold:
-            groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places among `rows`, the best first
+            groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places in `rows`, the best first
         else:
             groups = [[place] for place in range(min(top_k, len(rows)))]
 
         matches = []
-        for rank, (best, *others) in enumerate(groups, start=1):
-            copies = tuple(self.files[rows[place]] for place in others)
-            row = int(rows[best])
-            matches.append(Match(rank, self.files[row], float(scores[best]), copies, row))
+        for rank, places in enumerate(groups, start=1):
+            row, *others = rows[places].tolist()
+            copies = tuple(self.files[other] for other in others)
+            matches.append(Match(rank, self.files[row], float(cosines[places[0]]), copies, row))
         return matches
 
     def dated(self, matches, sort="score"):
@@ -281,38 +324,6 @@ class Gallery:
         Raises UserError where the image tower can explain nothing, and OSError where the picture cannot be read.
         """
         return self.embedder.explain(file, self.query_embedding(query, image, minus))
-
-    def remarks_on_order(self, matches):
-        """Return a line that says why scores do not fall from match to match, where they do not, in a list."""
-        scores = [match.score for match in matches]
-        if scores == sorted(scores, reverse=True):
-            return []
-        return ["pictures that score for nearly every prompt stand further down than their score says"]
-
-    def remarks_on_narrowing(self, among, under=(), after=None, before=None, sort="score"):
-        """Return what a person should know of the pictures that `narrow` has left, in a list of at most two lines."""
-        lines = []
-        asks_for_time = bool(after or before)
-        if among is not None and len(among):
-            lines.append(f"{len(among):,} of {len(self.files):,} pictures are searched")
-        elif among is not None:
-            moments = self.taken.moments if asks_for_time else None
-            patterns = [under] if isinstance(under, str) else under
-            lines.append(why_nothing_fits(self.names, patterns, moments, after, before))
-        if asks_for_time or sort == "date":
-            count = self.taken.by_file.sum()
-            if count:
-                lines.append(f"{count:,} of {len(self.files):,} carry no date, and are dated by the time of their file")
-        return lines
-
-    def nothing_fits(self, matches):
-        """Return a remark if the first match for a prompt scores less than everyday prompts reach here, else None."""
-        if not matches or self.usual_score is None or matches[0].score >= self.usual_score:
-            return None
-        return (
-            f"nothing here fits well: the first scores {matches[0].score:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
-            f"{len(EVERYDAY)} everyday prompts it is {self.usual_score:.3f} or more"
-        )
 
     def name_of(self, row):
         """Return the name of a picture below its folder; of several folders that of the folder comes first."""
@@ -339,7 +350,27 @@ class Gallery:
         return probabilities
 
 
-# ---------------------------------------------------------------- four questions
+def files_of(folders, indexes):
+    """Return the paths of the readable pictures of folders, their names below these, and {path: why it is skipped}."""
+    files = []
+    names = []  # with slashes
+    skipped = {}
+    for pictures, index in zip(folders, indexes, strict=True):
+        for name, _, reason in index.files:
+            if reason is None:
+                files.append(pictures.root / name)
+                names.append(name)
+            elif reason != DRAWN:  # pictures of earlier results are no part of a gallery
+                skipped[pictures.root / name] = reason
+    return files, names, skipped
+
+
+def as_list(words):
+    """Return one text, or several, as a list."""
+    return [words] if isinstance(words, str) else list(words)
+
+
+# ---------------------------------------------------------------- what a command line asks
 
 
 class Answer(NamedTuple):
@@ -347,30 +378,41 @@ class Answer(NamedTuple):
 
     lines: list  # for people
     for_programs: dict  # what --json prints
-    write: object = None  # a function that draws it, or writes it as a table, into the file at a path
+    write: Callable | None = None  # draws it, or writes it as a table, into the file at a path; `write_output` calls it
     matches: list | tuple = ()  # what was found, to be shown and copied
+
+
+def question_of(flags):
+    """Return the `Question` of a command line."""
+    return Question(
+        [*flags.query, *flags.plus],
+        flags.image,
+        flags.minus,
+        flags.top_k,
+        flags.threshold,
+        flags.fold,
+        flags.under,
+        flags.after,
+        flags.before,
+        flags.sort,
+    )
 
 
 def find_pictures(gallery, flags):
     """Answer which pictures fit prompts, or an example picture, best."""
-    prompts = [*flags.query, *flags.plus]
-    # As `gallery.search`, in its steps, for the embedding explains as well.
-    embedding = gallery.query_embedding(prompts, flags.image, flags.minus)  # (D,)
-    is_prompt = flags.image is None and not flags.minus
-    among = gallery.narrow(flags.under, flags.after, flags.before)  # the pictures that come into question
-    matches = gallery.rank(embedding, flags.top_k, flags.fold, flags.threshold, is_prompt, among)
+    question = question_of(flags)
+    found = gallery.find(question)
+    matches = found.matches
 
-    # For people: what is remarkable about the prompts, a table, and whether it is any good.
-    title = title_of(flags)
-    lines = remarks_on_prompts(gallery, [*prompts, *flags.minus])
-    lines += gallery.remarks_on_narrowing(among, flags.under, flags.after, flags.before, flags.sort)
-    remarks = remarks_on_matches(gallery, matches, embedding, among, flags)
-    if flags.asks_for_dates():
-        matches = gallery.dated(matches, flags.sort)
-    if matches or remarks:  # or else the narrowing has left nothing, which has been said
+    # For people: what is remarkable about the question, a table, and whether what it shows is any good.
+    title = question.title()
+    lines = remarks_on_question(gallery, question, found.among)
+    remarks = remarks_on_matches(gallery, question, found)
+    if matches or remarks:
         lines += ["", title, *match_table(matches), *remarks]
 
-    query = title if prompts or flags.minus else str(flags.image)
+    is_example_alone = not question.query and not question.minus
+    query = str(question.image) if is_example_alone else title
     for_programs = {"query": query, "matches": [match.for_programs() for match in matches]}
     if not matches:
         return Answer(lines, for_programs)
@@ -379,43 +421,12 @@ def find_pictures(gallery, flags):
         lines.append(f"the picture shows the first {MOST_DRAWN}")
     explain = None
     if flags.explain:
-        explain = functools.partial(gallery.embedder.explain, query_embedding=embedding)
-    return Answer(lines, for_programs, lambda path: draw_matches(matches, title, path, explain), matches)
+        explain = functools.partial(gallery.embedder.explain, query_embedding=found.embedding)
 
+    def draw(path):
+        draw_matches(matches, title, path, explain)
 
-def remarks_on_prompts(gallery, prompts):
-    """Return what a person should know about prompts, such as that one is too long, as lines, each once."""
-    lines = []
-    _, words = weights_and_words(prompts)
-    for prompt in words:
-        lines += gallery.embedder.remarks(prompt)
-    return list(dict.fromkeys(lines))
-
-
-def remarks_on_matches(gallery, matches, embedding, among, flags):
-    """Return what a person should know about matches, in the order of their ranks, or why there are none, as lines."""
-    if not matches:
-        if among is not None and not len(among):  # which has been said
-            return []
-        best = gallery.best_score(embedding, among)
-        return [f"no picture scores {flags.threshold} or more: the best is {best:.3f}"]
-    lines = gallery.remarks_on_order(matches)
-    is_one_prompt = len(flags.query) + len(flags.plus) == 1 and not flags.image and not flags.minus
-    remark = gallery.nothing_fits(matches)
-    if is_one_prompt and among is None and remark:  # everyday prompts were asked of the whole gallery
-        lines.append(remark)
-    return lines
-
-
-def title_of(flags):
-    """Return in words what pictures are asked for, such as "pictures like dog.jpg + snow - a beach"."""
-    wanted = [*flags.query, *flags.plus]
-    if flags.image:
-        wanted.insert(0, f"pictures like {flags.image.name}")
-    title = " + ".join(wanted)
-    for prompt in flags.minus:
-        title += f" - {prompt}"
-    return title
+    return Answer(lines, for_programs, draw, matches)
 
 
 def sort_into_labels(gallery, flags):
@@ -426,7 +437,7 @@ def sort_into_labels(gallery, flags):
 
     # For people: under each label its pictures, the surest first; the label with the most pictures first.
     groups = {label: [] for label in labels}
-    for row in probabilities.max(axis=1).argsort(kind="stable")[::-1]:
+    for row in (-probabilities.max(axis=1)).argsort(kind="stable"):
         probability = float(probabilities[row, best[row]])
         groups[labels[best[row]]].append((probability, gallery.files[row]))
     groups = dict(sorted(groups.items(), key=lambda group: -len(group[1])))
@@ -452,10 +463,7 @@ def sort_into_labels(gallery, flags):
 def find_captions(embedder, flags):
     """Answer which captions of a file fit a picture best."""
     captions = read_caption_list(flags.captions)
-    example = embedder.embed_files([flags.image])
-    if example.faults:
-        raise UserError(f"--image {flags.image} cannot be read: {example.faults[0]}")
-    embedding = example.embeddings.astype(np.float32)  # (1, D)
+    embedding = embedder.embed_example(flags.image)  # (1, D)
     embeddings = embedder.embed_captions(captions)  # (M, D)
     (scores,), (rows,) = nearest(embeddings, embedding, flags.top_k)
     found = [(float(score), captions[row]) for score, row in zip(scores, rows, strict=True)]
@@ -524,14 +532,15 @@ def main(flags):
 
 
 def refuse_output(flags):
-    """Raise UserError for an --output that can hold no answer, or that is a picture of the gallery."""
+    """Raise UserError for an --output or --copy-to that can hold no answer, or that is a picture of the gallery."""
     if flags.copy_to and flags.copy_to.exists() and not flags.copy_to.is_dir():
         raise UserError(f"--copy-to {flags.copy_to} is a file: name a folder, which may be new")
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
-    may_be_theirs = flags.output.suffix.lower() in IMAGE_SUFFIXES and flags.output.name != InferenceConfig.output.name
-    if not (may_be_theirs and flags.output.exists()):
+    is_ours = flags.output.name == InferenceConfig.output.name  # of an earlier search, wherever it lies
+    is_picture = flags.output.suffix.lower() in IMAGE_SUFFIXES
+    if is_ours or not is_picture or not flags.output.exists():
         return
     for folder in flags.gallery:
         if flags.output.resolve().is_relative_to(Path(folder).expanduser().resolve()):
@@ -598,7 +607,7 @@ def hand_out(matches, gallery, flags):
     from search.result_page import write_result_page
     from search.terminal import show_in_terminal, why_no_pictures
 
-    title = title_of(flags)
+    title = question_of(flags).title()
     if flags.show:
         reason = why_no_pictures()
         if reason:

@@ -1,4 +1,4 @@
-"""What tells that a picture has been swapped for another one of the same size and time."""
+"""By what it is seen that a picture has been swapped for another one of the same size and time."""
 
 import hashlib
 import os

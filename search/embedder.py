@@ -14,6 +14,7 @@ from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
 from search.near_duplicates import look_of
 from search.unknown_words import remarks_on
+from support.errors import UserError
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
 from support.hubs import bank_stamp, hub_penalties, read_bank
@@ -27,7 +28,7 @@ class EmbeddedFiles(NamedTuple):
     """What became of n picture files, r of which can be read."""
 
     embeddings: np.ndarray  # (r, D) float16, of those that can be read, in their order
-    looks: np.ndarray  # (r, 192) float16, by which near-duplicates are told (search/near_duplicates.py)
+    looks: np.ndarray  # (r, 192) float16: those of pictures that look the same are near (search/near_duplicates.py)
     faults: dict  # {place among the n files: OSError} of the others
 
 
@@ -45,20 +46,16 @@ class Embedder:
         self.batch_size = batch_size
         self.workers = workers
 
-        self.loaded_model = None  # a models.CLIP, once it was needed
-        self.kept_text_tower = None  # a search.onnx_text.PromptEncoder, where one is kept of this model
-        self.looked_for_text_tower = False
-        self.known_fingerprint = None
-
     # ------------------------------------------------------------ prompts and pictures -> embeddings
 
     def embed_prompts(self, prompts):
-        """Return the (Q, D) float32 embeddings of prompts, by `CLIP.encode_text` or by the same tower kept as a file.
+        """Return the (Q, D) float32 embeddings of prompts: prompt -> token ids -> text tower -> head -> unit length.
 
-        In float32 on every device, so that all give the same.
+        By the text tower that is kept as a file, or else by `CLIP.encode_text`; in float32 on every device, so that all
+        give the same.
         """
-        if self.has_text_tower_ready:
-            return self.kept_text_tower.embed(prompts)
+        if self.prompt_encoder:
+            return self.prompt_encoder.embed(prompts)
         import torch
 
         model = self.model  # loaded before inference mode: `explain` needs weights that have a gradient
@@ -88,6 +85,13 @@ class Embedder:
         rows = rows.nan_to_num(0, 0, 0).half().numpy()  # a model gone wrong finds nothing, and breaks nothing
         return EmbeddedFiles(rows[:, :width], rows[:, width:], faults)
 
+    def embed_example(self, file):
+        """Return the (1, D) float32 embedding of a picture file; raises UserError where it cannot be read."""
+        example = self.embed_files([file])
+        for fault in example.faults.values():
+            raise UserError(f"the example picture cannot be read: {fault}")
+        return example.embeddings.astype(np.float32)
+
     def embed_captions(self, captions):
         """Return the (M, D) float16 embeddings of many captions; several processes share the work."""
         from models import embed_texts
@@ -105,20 +109,20 @@ class Embedder:
 
     @functools.cached_property
     def bank(self):
-        """The embeddings (K, D) of captions by which pictures are told that are near to every text, or None."""
+        """The embeddings (K, D) of captions that show which pictures are near to every text, or None."""
         return read_bank(self.checkpoint, self.config.embedding_dim)
 
     @functools.cached_property
     def bank_stamp(self):
-        """What tells that the bank has changed."""
+        """A hash of the bank: another one says that it has changed."""
         return bank_stamp(self.checkpoint)
 
     # ------------------------------------------------------------ what a person is told
 
     def remarks(self, prompt):
         """Return lines that a person should read about a prompt: it is too long, or of words that are not known."""
-        if self.has_text_tower_ready:
-            return self.kept_text_tower.remarks(prompt)
+        if self.prompt_encoder:
+            return self.prompt_encoder.remarks(prompt)
         tower = self.model.text_encoder
         tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
         tokenizer.enable_truncation(tower.max_tokens)
@@ -144,19 +148,17 @@ class Embedder:
 
     # ------------------------------------------------------------ the model, and what is known without loading it
 
-    @property
+    @functools.cached_property
     def model(self):
         """The CLIP model; loaded only where pictures are embedded, or the text tower is not ready as a file."""
-        if self.loaded_model is None:
-            from models import CLIP
+        from models import CLIP
 
-            self.loaded_model = CLIP.from_pretrained(self.checkpoint).to(start_process(self.device))
-        return self.loaded_model
+        return CLIP.from_pretrained(self.checkpoint).to(start_process(self.device))
 
     @property
     def model_is_loaded(self):
         """Whether something has needed the model."""
-        return self.loaded_model is not None
+        return "model" in vars(self)
 
     @functools.cached_property
     def logit_scale(self):
@@ -164,35 +166,35 @@ class Embedder:
         with safe_open(self.checkpoint / "model.safetensors", "numpy") as tensors:
             return float(np.exp(tensors.get_tensor("logit_scale")))
 
-    @property
+    @functools.cached_property
     def fingerprint(self):
         """The fingerprint of the checkpoint: of the content of its files, which are read once."""
-        if self.known_fingerprint is None:
-            self.known_fingerprint = fingerprint(self.checkpoint)
-        return self.known_fingerprint
+        return fingerprint(self.checkpoint)
 
     def recall_fingerprint(self, stamps, known_fingerprint):
         """Take a fingerprint made earlier, if the files had the stamps they have: they need not be read again."""
         if stamps == model_stamps(self.checkpoint):
-            self.known_fingerprint = known_fingerprint
+            self.fingerprint = known_fingerprint
 
     # ------------------------------------------------------------ the text tower, ready as a file
 
+    @functools.cached_property
+    def prompt_encoder(self):
+        """The text tower as it is kept of this model, a `search.onnx_text.PromptEncoder`; None where none is kept.
+
+        It embeds a prompt at once, while torch takes seconds to import. Not used where a GPU was asked for by name.
+        """
+        if self.device == "cuda" or process_count() > 1:
+            return None
+        return open_text_tower(self.fingerprint)
+
     @property
     def has_text_tower_ready(self):
-        """Whether prompts are embedded without the model; never where a GPU was asked for by name."""
-        if not self.looked_for_text_tower:
-            self.look_for_text_tower()
-        return self.kept_text_tower is not None
-
-    def look_for_text_tower(self):
-        """Open the text tower that is kept of this model, if there is one."""
-        if self.device != "cuda" and process_count() == 1:
-            self.kept_text_tower = open_text_tower(self.fingerprint)
-        self.looked_for_text_tower = True
+        """Whether prompts are embedded without the model."""
+        return self.prompt_encoder is not None
 
     def keep_text_tower(self):
         """Keep the text tower ready for this and later prompts; returns why that is not possible, or None."""
         reason = keep_text_tower(self.model, self.fingerprint)
-        self.look_for_text_tower()
+        vars(self).pop("prompt_encoder", None)  # looked for again
         return reason

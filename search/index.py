@@ -33,7 +33,7 @@ class Index:
     model: fingerprint of the checkpoint; model_files: the stamps of its files, which spare reading them again.
     files: a list [name, stamp, reason] a picture; reason is None, or why it has no embedding.
     embeddings: (N, D) float16, of unit length, a row for each file without a reason, mapped from disk; looks: (N, 192)
-    float16, by which near-duplicates are told.
+    float16, those of pictures that look the same are near.
     sources: the stamps of all that decides which photos a split has, and `splits`, those the data has. Of a folder
     they are the stamps of the folders in it, by which --trust-index knows that no picture has come or gone; or {}.
     usual: the score that the first match for an everyday prompt has at least, or None where it is not known.

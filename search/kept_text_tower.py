@@ -30,13 +30,18 @@ def open_text_tower(model_hash):
         with contextlib.suppress(PermissionError):
             os.utime(folder)  # used just now
         return PromptEncoder(folder)
+    except MemoryError:  # of this moment
+        return None
     except Exception:  # onnxruntime and tokenizers have their own for each fault
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
 def keep_text_tower(model, model_hash):
-    """Keep the text tower of a model for the next prompt; returns why that is not possible, or None."""
+    """Keep the text tower of a model for the next prompt; returns why that is not possible, or None.
+
+    Where a model's tower cannot be kept at all, that is said once: None where it was tried in vain before.
+    """
     folder = text_tower_folder(model_hash)
     if os.path.exists(folder):  # also where it was tried in vain
         return None

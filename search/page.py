@@ -10,12 +10,13 @@ from urllib.parse import urlencode
 
 from fastapi import HTTPException, Response
 
+from inference import Question
 from search.markup import SIDE, data_url, escaped, grey_jpeg, jpeg, reduced_jpeg, sendable
 from search.narrow import span_of
+from search.remarks import remarks_on_matches, remarks_on_question
 from support.dates import first_moment
 from support.errors import UserError
 from support.images import read_image
-from support.words import weights_and_words
 
 MOST_TYPED = 1_000  # characters in a field of the page, or in its address
 DEFAULT_COUNT = 9  # of results
@@ -30,7 +31,7 @@ def status_html(*lines, kind="note"):
 
 
 class Asked(NamedTuple):
-    """What is asked, in the order of the fields of the page; read by `read`, which gives each its type."""
+    """What is asked, in the order of the fields of the page; `checked` gives each its type."""
 
     prompt: str
     minus: str
@@ -43,20 +44,22 @@ class Asked(NamedTuple):
     before: str | None = None
     sort: str = "score"  # or date
 
-    def prompts(self):
-        """Return what is wanted, in a list."""
-        return [words for words in (self.prompt, self.plus) if words]
+    def question(self):
+        """Return it as an `inference.Question`."""
+        return Question(
+            query=[words for words in (self.prompt, self.plus) if words],
+            image=self.example,
+            minus=[self.minus] if self.minus else [],
+            top_k=self.count,
+            threshold=self.least,
+            under=[self.under] if self.under else [],
+            after=self.after,
+            before=self.before,
+            sort=self.sort,
+        )
 
-    def unwanted(self):
-        """Return what is not wanted, in a list."""
-        return [self.minus] if self.minus else []
 
-    def patterns(self):
-        """Return the patterns of paths, of which one must fit."""
-        return [self.under] if self.under else []
-
-
-def read(asked):
+def checked(asked):
     """Return an `Asked` that can be searched for; raises UserError for words that are too long, or no date."""
     words = {}
     for name in ("prompt", "minus", "plus", "under", "after", "before"):
@@ -89,14 +92,6 @@ def link_to(asked):
     }
     address = urlencode({name: value for name, value in values.items() if value})
     return f'<a href="?{escaped(address)}">Link to this search</a>'
-
-
-class Question(NamedTuple):
-    """What was asked, for an explanation later."""
-
-    prompts: list
-    example: str | None  # path of an uploaded picture
-    minus: list
 
 
 class Page:
@@ -143,10 +138,11 @@ class Page:
         """
         start = time.perf_counter()
         try:
-            asked = read(Asked(*typed))
-            if not asked.prompts() and not asked.example:
+            asked = checked(Asked(*typed))
+            question = asked.question()
+            if not question.query and not question.image:
                 return self.at_first("Describe a picture in a few words, or upload one to find others like it.")
-            matches, remarks = self.search(asked)
+            matches, remarks = self.search(question)
         except UserError as error:
             return status_html(error, kind="problem"), "", "", None, ""
 
@@ -154,41 +150,21 @@ class Page:
         results = f'<ol class="matches">{items}</ol>' if matches else ""
         milliseconds = 1000 * (time.perf_counter() - start)
         status = status_html(*remarks, f"{self.about()}, {milliseconds:.0f} ms")
-        question = Question(asked.prompts(), asked.example, asked.unwanted())
         return status, results, "", question, link_to(asked)
 
     def at_first(self, line):
         """Return what stands on the page while nothing is asked."""
         return status_html(line), "", "", None, ""
 
-    def search(self, asked):
-        """Return the matches for an `Asked`, and what a person should know of them, as lines; raises UserError."""
+    def search(self, question):
+        """Return the matches for a `Question`, and what a person should know of them, as lines; raises UserError."""
         gallery = self.gallery
-        embedder = gallery.embedder
-        prompts = asked.prompts()
-        minus = asked.unwanted()
-        _, words = weights_and_words([*prompts, *minus])
-        needs_model = asked.example or not embedder.has_text_tower_ready
+        needs_model = question.image or not gallery.embedder.has_text_tower_ready
         with self.model_in_use if needs_model else contextlib.nullcontext():
-            remarks = [remark for prompt in words for remark in embedder.remarks(prompt)]
-            embedding = gallery.query_embedding(prompts, asked.example, minus)
-
-        is_prompt = not asked.example and not minus
-        narrowing = (asked.patterns(), asked.after, asked.before)
-        among = gallery.narrow(*narrowing)
-        matches = gallery.rank(embedding, asked.count, threshold=asked.least, is_prompt=is_prompt, among=among)
-        remarks += gallery.remarks_on_narrowing(among, *narrowing, asked.sort)
-        remarks += gallery.remarks_on_order(matches)
-        if matches:
-            remark = gallery.nothing_fits(matches)
-            if is_prompt and among is None and remark:
-                remarks.append(remark)
-        elif among is None or len(among):
-            best = gallery.best_score(embedding, among)
-            remarks.append(f"No picture scores {asked.least:g} or more: the best has {best:.3f}.")
-        if asked.after or asked.before or asked.sort == "date":
-            matches = gallery.dated(matches, asked.sort)
-        return matches, remarks
+            found = gallery.find(question)
+            remarks = remarks_on_question(gallery, question, found.among)
+        remarks += remarks_on_matches(gallery, question, found)
+        return found.matches, remarks
 
     def result(self, match):
         """Return one match as an item of the list of results."""
@@ -222,11 +198,10 @@ class Page:
         """Return one result with a picture of where in it the model found what was asked."""
         if not question or not isinstance(row, int) or not 0 <= row < len(self.gallery.files):
             return ""
-        prompts, example, minus = question
         file = self.gallery.files[row]
         try:
             with self.model_in_use:
-                overlay = self.gallery.explain(file, prompts, example, minus)
+                overlay = self.gallery.explain(file, question.query, question.image, question.minus)
             source = data_url(jpeg(overlay))
             words = "Red marks what answers, in "
         except UserError as error:
@@ -270,7 +245,9 @@ ON_CLICK = """element.addEventListener("click", event => {
 
 # ---------------------------------------------------------------- the address
 
-# What the address holds goes into the fields: text into those of text, and into the others only what they can show.
+# What the address holds goes into these fields: text into those of text, and into the others only what they can show.
+# Last comes whether there is anything to search for.
+IN_ADDRESS = ("prompt", "plus", "minus", "count", "least", "under", "after", "before", "sort")
 FROM_ADDRESS = """() => {
   if (!location.search) return Array(10).fill({__type__: "update"});  // what somebody has typed by now stays
   const asked = new URLSearchParams(location.search);

@@ -177,7 +177,7 @@ def sources_now(sources, config, held_out):
 
 
 def stamp_of_source(path):
-    """Return what tells that a file has changed, or that in a folder, "DIR/", a name has come or gone.
+    """Return a stamp that changes when a file does, or when in a folder, "DIR/", a name comes or goes.
 
     Not the time of the folder: that changes with the index that may be written into it.
     """

@@ -3,8 +3,8 @@
 A word that is none of the vocabulary falls to pieces, or becomes the unknown token. Pieces do not say that a word is
 unknown: pretrained towers know "skateboarders" as skate, board and ers. But a vocabulary that was learned from captions
 holds each of their words whole, and what it has never seen becomes pieces of a letter or two, which mean nothing:
-"Strand" is st, ra and nd. A pretrained vocabulary has longer pieces for nearly any word in Latin letters, so there it
-is other scripts that are told, and never a vocabulary that is no WordPiece.
+"Strand" is st, ra and nd. A pretrained vocabulary has longer pieces for nearly any word in Latin letters, so with one
+only words in another script are named; and none with a vocabulary that is no WordPiece.
 """
 
 LEARNED_FROM_CAPTIONS = 8192  # pieces at most, by support/wordpiece.py; pretrained vocabularies have 28,000 and more

@@ -53,7 +53,7 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
         start_process(embedder.device)
     names = from_first_process(pictures.names)
     known = index_of_this_model(pictures.index_file, embedder)
-    about = Index(
+    header = Index(  # all that the index says beside its rows
         embedder.fingerprint,
         model_stamps(embedder.checkpoint),
         sources=pictures.sources,
@@ -64,7 +64,7 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
 
     # What is known, and what is new?
     stamps = pictures.stamps or {name: stamp(os.path.join(pictures.root, name)) for name in names}
-    entries = known_entries(known, stamps, pictures.root, try_unreadable_again=known.readers != about.readers)
+    entries = known_entries(known, stamps, pictures.root, try_unreadable_again=known.readers != header.readers)
     if check:
         for name in from_first_process(pictures_that_changed(entries, known, pictures.root)):
             del entries[name]
@@ -74,28 +74,34 @@ def up_to_date_index(pictures, embedder, progress=True, check=False):
     if new:
         compute_beside_others(embedder)
     rows = rows_of(known)
-    part_size = max(SMALLEST_PART, len(stamps) // MOST_PARTS)
     kept = [0]  # how many new pictures are in the index on disk, after each part
     with telling_what_is_kept(kept, len(new)):
-        starts = range(0, len(new), part_size)
-        for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
-            part = new[start : start + part_size]
-            end = start + len(part)
-            title = f"embedding pictures, {end:,} of {len(new):,}"
-            if callable(progress):
-                progress(title)
-            more, rows = embedded_part(part, stamps, rows, pictures.root, embedder, title if progress else None)
+        for part, done, title in parts_of(new, len(stamps), progress):
+            more, rows = embedded_part(part, stamps, rows, pictures.root, embedder, title)
             entries |= more
-            if end < len(new):
+            if done < len(new):
                 # A part of a split is not to be taken for all of it, and so this one has no sources.
-                save(arranged(entries, stamps, rows, replace(about, sources={})), pictures)
-                kept.append(end)
-        index = arranged(entries, stamps, rows, about)
+                save(arranged(entries, stamps, rows, replace(header, sources={})), pictures)
+                kept.append(done)
+        index = arranged(entries, stamps, rows, header)
         embedded_now = len(rows.embeddings) - len(known.embeddings)
         complete(index, known, embedded_now, embedder)
         if embedded_now or index.about() != known.about():
             save(index, pictures)
     return index, embedded_now
+
+
+def parts_of(new, count, progress):
+    """Yield new pictures, of `count` in all, a part at a time: (names, how many are done with it, a title or None)."""
+    size = max(SMALLEST_PART, count // MOST_PARTS)
+    starts = range(0, len(new), size)
+    for start in with_progress(starts, "embedding pictures" if progress else None, "parts"):
+        part = new[start : start + size]
+        done = start + len(part)
+        title = f"embedding pictures, {done:,} of {len(new):,}"
+        if callable(progress):
+            progress(title)
+        yield part, done, title if progress else None
 
 
 def embedded_part(names, stamps, rows, root, embedder, title):

@@ -40,7 +40,7 @@ def hub_penalties(embeddings, bank, logit_scale):
 
 
 def bank_stamp(directory):
-    """Return what tells that the bank of a model directory has changed, or None where it has none."""
+    """Return a stamp that changes when the bank of a model directory does, or None where it has none."""
     return stamp(directory / BANK_FILE)
 
 

@@ -1,4 +1,4 @@
-"""How photos look from afar: by this near-duplicates are told, such as a photo saved again, smaller or brighter.
+"""How photos look from afar: by this near-duplicates are recognised, such as a photo saved again, smaller or brighter.
 
 Imports no torch; `search/near_duplicates.py` makes the same of many pictures at once with it.
 """

@@ -186,7 +186,7 @@ def test_threshold_number_and_minus_change_the_results(page, photos, checkpoint)
     set_number(page, "Number of results", "4")
     page.wait_for_function("document.querySelectorAll('.matches li').length == 4")
     set_number(page, "Least score", "1")
-    page.get_by_text("No picture scores 1 or more: the best has").wait_for()
+    page.get_by_text("no picture scores 1 or more: the best is").wait_for()
     assert page.locator(".matches").count() == 0
 
 

@@ -331,7 +331,7 @@ def test_a_prompt_to_a_known_gallery_imports_no_torch_and_is_answered_the_same(w
 
 def test_remarks_are_the_same_with_and_without_the_kept_text_tower(workplace, checkpoint):
     without = Gallery(None, checkpoint, progress=False)
-    without.embedder.looked_for_text_tower = True  # and found none
+    without.embedder.prompt_encoder = None  # as if none had been found
     kept = Gallery(None, checkpoint, progress=False)
     assert kept.embedder.keep_text_tower() is None and kept.embedder.has_text_tower_ready
     assert not without.embedder.has_text_tower_ready

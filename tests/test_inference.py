@@ -15,10 +15,11 @@ from PIL import Image
 import dataset
 import models
 from dataset import image_loader, split_table
-from inference import Gallery, Match
+from inference import Found, Gallery, Match, Question
 from models import CLIP, ImageEncoder, embed_images, embed_texts
 from search.drawing import draw_matches
 from search.index import INDEX_NAME, read_index
+from search.remarks import remarks_on_matches
 from search.tables import match_table
 from support.errors import UserError
 from support.files import fingerprint
@@ -261,8 +262,12 @@ def test_what_fits_nothing_is_told_from_what_everyday_prompts_reach(folder, chec
     best = [gallery.search(prompt, top_k=1)[0].score for prompt in EVERYDAY]
     assert gallery.usual_score == pytest.approx(sorted(best)[2], abs=1e-6)
     enough, too_little = (Match(1, folder / "0.jpg", gallery.usual_score - less) for less in (0, 0.01))
-    assert gallery.nothing_fits([enough]) is None
-    assert gallery.nothing_fits([too_little]).startswith("nothing here fits well")
+    question = Question(["a dog"])
+    assert remarks_on_matches(gallery, question, Found([enough], None, None)) == []
+    (remark,) = remarks_on_matches(gallery, question, Found([too_little], None, None))
+    assert remark.startswith("nothing here fits well")
+    for other in (Question(["a dog", "snow"]), Question(["a dog"], minus=["snow"]), Question(image=enough.file)):
+        assert remarks_on_matches(gallery, other, Found([too_little], None, None)) == []  # not asked as they are
     assert open_gallery(folder, checkpoint).usual_score == gallery.usual_score
     shutil.rmtree(folder)
     folder.mkdir()

@@ -121,6 +121,8 @@ def test_prompts_count_by_their_weights(checkpoint, sample_dir):
     assert gallery.query_embedding("a dog", minus=["2:the beach"]) == unit(dog - beach)
     assert gallery.query_embedding("a dog", minus=["3:the beach", "snow"]) == unit(dog - (3 * beach + snow) / 4)
     assert gallery.query_embedding(["a dog", "snow"]).dtype == np.float32
+    with pytest.raises(UserError, match="what is not wanted takes all away that is: weigh it less"):
+        gallery.query_embedding("a dog", minus="2:a dog")
 
 
 def test_the_command_ranks_by_weights_and_repeats_what_was_typed(workplace, checkpoint):
