@@ -174,7 +174,8 @@ def main(flags):
         page.warm()
     shown_host = f"[{host}]" if ":" in host else host
     print(f"http://{shown_host}:{port} shows {page.about()}\nCtrl-C ends it", flush=True)
-    server(app, flags.host).run([listener])
+    with contextlib.suppress(KeyboardInterrupt):
+        server(app, flags.host).run([listener])
 
 
 def open_gallery(checkpoint, flags, tell):
@@ -227,5 +228,5 @@ def as_application(page):
 
 
 if __name__ == "__main__":
-    with one_line_errors(), contextlib.suppress(KeyboardInterrupt):
+    with one_line_errors():
         main(FLAGS)

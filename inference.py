@@ -543,7 +543,7 @@ def refuse_output(flags):
     if is_ours or not is_picture or not flags.output.exists():
         return
     for folder in flags.gallery:
-        if flags.output.resolve().is_relative_to(Path(folder).expanduser().resolve()):
+        if flags.output.resolve().is_relative_to(Path(os.path.expanduser(folder)).resolve()):
             raise UserError(f"--output {flags.output} is a picture in the gallery: name another file, or delete it")
 
 

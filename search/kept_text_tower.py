@@ -27,7 +27,7 @@ def open_text_tower(model_hash):
     if not os.path.isfile(folder / "text.onnx"):
         return None
     try:
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(OSError):  # where it can be read, and not written
             os.utime(folder)  # used just now
         return PromptEncoder(folder)
     except MemoryError:  # of this moment

@@ -42,7 +42,7 @@ def pictures_of_folder(folder, leave_out=None, trust_index=False):
     index was made, take the pictures from it, and believe that none of them has changed.
     """
     name = str(folder)
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     root = dataset_folder(folder)
     if folder.is_file() and not is_sharded(folder):
         raise UserError(words_on_a_file(folder))
@@ -116,7 +116,7 @@ def pictures_of_folders(folders, leave_out=None, trust_index=False):
         raise UserError("there is no folder to search: name one with --gallery DIR")
     places = {}  # {where it really is: the folder as it was named}
     for folder in folders:
-        places.setdefault(Path(folder).expanduser().resolve(), folder)
+        places.setdefault(Path(os.path.expanduser(folder)).resolve(), folder)
     found = []
     for place, folder in places.items():
         is_part = place.is_dir() and any(searches(other, place) for other in places)

@@ -25,6 +25,7 @@ from support.caption_tables import (
 )
 from support.errors import UserError, shortened
 from support.files import write_file
+from support.interruptions import is_full
 from support.picture_kinds import IMAGE_SUFFIXES, PILLOW_SUFFIXES
 
 PARQUET = "Parquet"
@@ -254,7 +255,9 @@ def put_photo(photo, folder, name):
         return name
     try:
         write_file(folder / name, photo["bytes"])
-    except PermissionError as error:
+    except OSError as error:
+        if is_full(error):  # which is said in its own words
+            raise
         raise UserError(
             f"the photos of a Parquet file cannot be put beside it, nor where XDG_CACHE_HOME says ({error}): type "
             "XDG_CACHE_HOME=DIR before the command"

@@ -16,7 +16,7 @@ import tyro
 from support.errors import UserError, expect_ctrl_c, shown
 
 PROMPTS = {"query", "plus", "minus", "labels"}  # flags that take words; what others take may be a path
-AT_HOME = re.compile(r"(local-dir:)?(~([/\\].*)?)", re.DOTALL)  # what lies in the home of whoever types it
+AT_HOME = re.compile(r"(local-dir:)?(~|~[\w.-]*[/\\].*)", re.DOTALL)  # what lies in somebody's home: ~/x, or ~ann/x
 HALF_CHARACTER = re.compile("[\udc80-\udcff]")
 NUMBERED = re.compile(r"(.*?)(\d+)\.tar", re.DOTALL)
 

@@ -109,7 +109,8 @@ def user_cache():
 
 def writable(path):
     """Return `path`, or one in the user's cache folder where the folder that would hold it is read-only."""
-    folder = next(parent for parent in path.parents if parent.is_dir())
+    # By os.path, for which what lies in a folder that may not be looked into is not there.
+    folder = next(parent for parent in path.parents if os.path.isdir(parent))
     if os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:  # root could write, but was asked not to
         return path
     return user_cache() / hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:24] / path.name

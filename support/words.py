@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-from pathlib import Path
 
 from support.errors import UserError
 from support.picture_kinds import IMAGE_SUFFIXES
@@ -37,7 +36,7 @@ def with_flags(argv, switches):
         elif is_folder(word):
             raise UserError(f"{word} is a folder: to search it, type --gallery {shlex.quote(word)}")
         elif is_picture(word):
-            completed += ["--image", str(Path(word).expanduser())]
+            completed += ["--image", os.path.expanduser(word)]
             pictures.append(word)
         else:
             completed += ["--query", word]
@@ -52,14 +51,14 @@ def with_flags(argv, switches):
 
 def is_folder(word):
     """Return whether a bare word can only mean a folder: it is there, and has a slash; "beach" may be a prompt."""
-    return ("/" in word or os.sep in word) and Path(word).expanduser().is_dir()
+    return ("/" in word or os.sep in word) and os.path.isdir(os.path.expanduser(word))
 
 
 def is_picture(word):
     """Return whether a bare word names a picture that is there; raises UserError where it only looks like one."""
     if not word.lower().endswith(PICTURE_ENDINGS):
         return False
-    if exists(Path(word).expanduser()):
+    if exists(os.path.expanduser(word)):
         return True
     if len(word.split()) > 1:  # a sentence may end like that, too
         return False

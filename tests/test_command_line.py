@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_script
 
 from config import AppConfig, DatasetConfig, EvaluateConfig, InferenceConfig, parse, parse_train
-from support.command_line import as_meant
+from support.command_line import as_meant, with_home
 from support.errors import UserError
 
 
@@ -116,6 +116,9 @@ def test_without_a_home_no_folder_called_so_is_made():
             "from support.command_line import with_home\nwith_home('~/x')")
     process = subprocess.run([sys.executable, "-c", code, ROOT], text=True, capture_output=True)
     assert "UserError: ~/x: there is no home that ~ could stand for; write the path in full" in process.stderr
+    with pytest.raises(UserError, match="~nobody-here/x: there is no home that ~ could stand for"):
+        with_home("~nobody-here/x")
+    assert with_home("~old") == "~old"  # the name of a file
 
 
 def test_a_prompt_is_no_path(monkeypatch):

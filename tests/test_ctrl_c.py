@@ -60,12 +60,26 @@ def test_while_shards_are_written_and_nothing_is_left(sample_dir, tmp_path):
     assert lines[-1] == AGAIN and not list(tmp_path.iterdir())
 
 
-def test_a_first_search_says_what_is_kept_and_goes_on(workplace, sample_dir, tmp_path):
-    pictures = sorted((sample_dir / "Images").iterdir())
-    for number in range(520):  # one part, and the beginning of another
-        shutil.copyfile(pictures[number % len(pictures)], tmp_path / f"{number:04}.jpg")
-    flags = ["--query", "a dog", "--gallery", tmp_path, "--no-picture", "--workers", 2]
-    lines = press("0515.jpg", "inference.py", *flags[:-1], 0, cwd=workplace)
-    kept = "512 of 520 new pictures are embedded and kept"
-    assert lines[-1] == f"stopped: {kept}; the same command goes on with the others"
-    assert "8 embedded now" in run_script("inference.py", *flags, cwd=workplace).stdout
+KEPT = "stopped: 512 of 520 new pictures are embedded and kept; the same command goes on with the others"
+
+
+@pytest.fixture
+def pictures(sample_dir, tmp_path):
+    """A folder of 520 pictures: one part of a first search, and the beginning of another."""
+    sources = sorted((sample_dir / "Images").iterdir())
+    for number in range(520):
+        shutil.copyfile(sources[number % len(sources)], tmp_path / f"{number:04}.jpg")
+    return tmp_path
+
+
+def test_a_first_search_says_what_is_kept_and_goes_on(workplace, pictures):
+    flags = ["--query", "a dog", "--gallery", pictures, "--no-picture", "--workers"]
+    lines = press("0515.jpg", "inference.py", *flags, 0, cwd=workplace)
+    assert lines[-1] == KEPT
+    assert "8 embedded now" in run_script("inference.py", *flags, 2, cwd=workplace).stdout
+
+
+def test_a_page_that_is_not_ready_yet_says_what_is_kept(workplace, pictures):
+    pytest.importorskip("gradio", reason='the page needs Gradio: pip install -e ".[app]"')
+    lines = press("0515.jpg", "app.py", "--gallery", pictures, "--port", 0, cwd=workplace)
+    assert lines[-1] == KEPT

@@ -1,5 +1,6 @@
 """search/: search is exact, the index is safe, and a prompt to a known gallery needs no torch."""
 
+import errno
 import json
 import os
 import shutil
@@ -369,6 +370,18 @@ def test_a_damaged_text_tower_is_thrown_away_and_made_again(tmp_path, checkpoint
         assert not again.embedder.has_text_tower_ready and not folder.exists()
     assert [match.file for match in again.search("a dog")] == [match.file for match in expected]
     assert again.embedder.keep_text_tower() is None
+    assert Gallery(None, checkpoint, progress=False).embedder.has_text_tower_ready
+
+
+def test_a_text_tower_that_can_be_read_and_not_written_is_used(tmp_path, checkpoint, monkeypatch):
+    """As in a container whose file system is read-only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert Gallery(None, checkpoint, progress=False).embedder.keep_text_tower() is None
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
     assert Gallery(None, checkpoint, progress=False).embedder.has_text_tower_ready
 
 

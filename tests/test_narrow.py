@@ -143,7 +143,7 @@ def test_a_folder_in_another_or_named_twice_is_searched_once(checkpoint, sources
     # Hidden folders, and links to folders, are no part of a folder: named by themselves they are searched.
     gallery = open_gallery(["a", "a/.hidden", "a/out"], checkpoint)
     assert len(gallery.files) == 4
-    for missing in ("nowhere", "a/nowhere"):
+    for missing in ("nowhere", "a/nowhere", "~nobody-here/a"):
         with pytest.raises(UserError, match=f"--gallery {missing}: there is no such folder"):
             open_gallery(["a", missing], checkpoint)
 

@@ -65,6 +65,7 @@ import dataset, support.contact_sheet
 from support.caption_forms import put_photo
 from support.captions import read_dataset, folder_of_unpacked_photos
 from support.errors import UserError
+from support.files import writable
 from support.kept import decode_once
 from support.source import as_source
 from search.index import Index, IndexFile
@@ -86,8 +87,12 @@ assert "Permission denied" in keep_text_tower(None, "0" * 64)
 support.contact_sheet.system_fonts()
 try:
     put_photo({"bytes": b"a photo", "path": None}, folder_of_unpacked_photos(as_source(data)), "a")
+    said = ""
 except UserError as error:
-    assert "Permission denied" in str(error) and "XDG_CACHE_HOME=DIR" in str(error)
+    said = str(error)
+assert "Permission denied" in said and "XDG_CACHE_HOME=DIR" in said
+somebody_elses = Path(os.environ["HOME"]) / ".clip-cache" / "photos" / "photo.jpg"
+assert writable(somebody_elses) != somebody_elses
 print("well")
 """
 

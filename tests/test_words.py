@@ -56,6 +56,16 @@ def test_a_folder_without_its_flag_is_not_searched_for_as_words(here):
     assert with_flags(["deep"], set()) == ["--query", "deep"]  # which may be meant as a word
 
 
+def test_a_long_prompt_with_a_slash_is_no_path(here):
+    prompt = "men and/or women " + "who walk and talk " * 20
+    assert with_flags([prompt], set()) == ["--query", prompt]
+
+
+def test_a_picture_in_the_home_of_nobody_is_not_there(here):
+    with pytest.raises(UserError, match="there is no picture ~dog.jpg"):
+        with_flags(["~dog.jpg"], set())
+
+
 def test_a_prompt_without_its_quotes_is_not_two_prompts(here):
     with pytest.raises(UserError, match='is typed in quotes, "a dog"'):
         with_flags(["a", "dog"], set())
