@@ -42,6 +42,7 @@ try:
         STYLE,
         Asked,
         Page,
+        Shown,
         status_html,
     )
     from search.web import GuardedBlocks, listen, server, waiting_page
@@ -120,7 +121,7 @@ def connect(page, parts, blocks):
     """Let each click and each key ask what it should."""
     # what `page.answer` takes, and what it returns
     asked = [getattr(parts, name) for name in Asked._fields]
-    answers = [parts.status, parts.results, parts.explanation, parts.question, parts.link]
+    answers = [getattr(parts, name) for name in Shown._fields]
     options = {"show_progress": "hidden", "concurrency_limit": 4, "concurrency_id": "search"}
 
     # a new search: by Enter, by the button, or because something about the question has changed

@@ -42,14 +42,14 @@ from search.export import export_model
 from search.joined import joined
 from search.narrow import lies_under, was_taken
 from search.near_duplicates import groups_that_look_the_same
-from search.nearest import nearest
+from search.nearest import all_cosines, nearest
 from search.pictures import pictures_of_folders, pictures_of_split
 from search.remarks import remarks_on_matches, remarks_on_question
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
 from search.update import up_to_date_index
 from support.dates import day
-from support.drawn import DRAWN
+from support.drawn import DRAWN, is_drawn
 from support.find_run import checkpoint_dir
 from support.images import lines_on_links
 from support.kept_splits import held_out_of_model
@@ -166,6 +166,7 @@ class Gallery:
             folders = folder if isinstance(folder, list | tuple) else [folder]
             self.folders = pictures_of_folders(folders, leave_out, trust_index)
         self.name = " and ".join(pictures.name for pictures in self.folders)
+        self.folder_names = [os.path.basename(os.path.realpath(pictures.root)) for pictures in self.folders]
         self.links = [link for pictures in self.folders for link in pictures.links]  # to folders, not followed
 
         # Each picture that is new goes through `CLIP.encode_image`, once; the others are known from an earlier start.
@@ -181,13 +182,15 @@ class Gallery:
 
         # Together they are one gallery of N readable pictures, in the same order everywhere.
         self.files, self.names, self.skipped = files_of(self.folders, self.indexes)
+        self.first_rows = np.cumsum([0, *(len(index.embeddings) for index in self.indexes)])  # of each folder
         self.embeddings = joined([index.embeddings for index in self.indexes])  # (N, D) float16, of unit length
         self.looks = joined([index.looks for index in self.indexes])  # (N, 192): pictures that look the same are near
         # What is taken off a picture's score before a prompt's pictures are ranked, so that one which is near to every
         # text does not answer every prompt (support/hubs.py): (N,).
         self.penalties = np.concatenate([index.penalties for index in self.indexes])
-        # What the first match scores at least for 30 of 32 everyday prompts, such as "a dog runs through the grass". A
-        # prompt that stays below it asks for something that is likely not here.
+        # What the first match scores at least for nearly all everyday prompts, such as "a dog runs through the grass".
+        # A prompt that stays below it asks for something that is likely not here. Of several folders the highest: what
+        # answers in one of them answers in all together.
         self.usual_score = max((index.usual for index in self.indexes if index.usual is not None), default=None)
 
     @functools.cached_property
@@ -216,8 +219,18 @@ class Gallery:
         "date" arranges the matches by when they were taken, the oldest first. Raises UserError if nothing is asked for,
         or the example cannot be read.
         """
-        wanted, unwanted, patterns = as_list(query), as_list(minus), as_list(under)
-        question = Question(wanted, image, unwanted, top_k, threshold, fold, patterns, after, before, sort)
+        question = Question(
+            query=as_list(query),
+            image=image,
+            minus=as_list(minus),
+            top_k=top_k,
+            threshold=threshold,
+            fold=fold,
+            under=as_list(under),
+            after=after,
+            before=before,
+            sort=sort,
+        )
         return self.find(question).matches
 
     def find(self, question):
@@ -271,7 +284,10 @@ class Gallery:
         """
         fits = np.ones(len(self.files), bool)
         if under:
-            fits &= lies_under(self.names, as_list(under))
+            lies_there = lies_under(self.names, as_list(under))
+            if len(self.folders) > 1:  # then a name may also begin with that of its folder
+                lies_there |= lies_under([self.name_of(row) for row in range(len(self.names))], as_list(under))
+            fits &= lies_there
         if after or before:
             fits &= was_taken(self.taken.moments, after, before)
         return None if fits.all() else np.flatnonzero(fits)
@@ -285,15 +301,15 @@ class Gallery:
         """
         if not self.files:
             return []
+        if threshold is not None:
+            cosines = all_cosines(self.embeddings, embedding, among)
+            among = np.flatnonzero(cosines >= threshold) if among is None else among[cosines >= threshold]
         # The cosines with all pictures, (N, D) x (D) -> (N), less the penalties, and of these the best. They are more
         # than top_k, because a good match may have many copies.
         most = 10 * top_k + MOST_COPIES
         penalties = self.penalties if is_prompt else np.zeros_like(self.penalties)
         (ranked_by,), (rows,) = nearest(self.embeddings, embedding[None], most, penalties, among)  # of one query
         cosines = ranked_by + penalties[rows]  # what is shown
-        if threshold is not None:
-            rows = rows[cosines >= threshold]
-            cosines = cosines[cosines >= threshold]
         if fold:
             groups = groups_that_look_the_same(self.looks[rows], top_k)  # of places in `rows`, the best first
         else:
@@ -329,8 +345,8 @@ class Gallery:
         """Return the name of a picture below its folder; of several folders that of the folder comes first."""
         if len(self.folders) == 1:
             return self.names[row]
-        root = next(folder.root for folder in self.folders if self.files[row].is_relative_to(folder.root))
-        return f"{root.resolve().name}/{self.names[row]}"
+        folder = np.searchsorted(self.first_rows, row, side="right") - 1
+        return f"{self.folder_names[folder]}/{self.names[row]}"
 
     def label_probabilities(self, labels):
         """Return (N, K) float32: how probable each of K labels is for each picture, if one of them is right.
@@ -385,16 +401,16 @@ class Answer(NamedTuple):
 def question_of(flags):
     """Return the `Question` of a command line."""
     return Question(
-        [*flags.query, *flags.plus],
-        flags.image,
-        flags.minus,
-        flags.top_k,
-        flags.threshold,
-        flags.fold,
-        flags.under,
-        flags.after,
-        flags.before,
-        flags.sort,
+        query=[*flags.query, *flags.plus],
+        image=flags.image,
+        minus=flags.minus,
+        top_k=flags.top_k,
+        threshold=flags.threshold,
+        fold=flags.fold,
+        under=flags.under,
+        after=flags.after,
+        before=flags.before,
+        sort=flags.sort,
     )
 
 
@@ -412,8 +428,8 @@ def find_pictures(gallery, flags):
         lines += ["", title, *match_table(matches), *remarks]
 
     is_example_alone = not question.query and not question.minus
-    query = str(question.image) if is_example_alone else title
-    for_programs = {"query": query, "matches": [match.for_programs() for match in matches]}
+    asked_for = str(question.image) if is_example_alone else title
+    for_programs = {"query": asked_for, "matches": [match.for_programs() for match in matches]}
     if not matches:
         return Answer(lines, for_programs)
 
@@ -525,7 +541,7 @@ def main(flags):
             print(json.dumps(answer.for_programs), file=standard_output, flush=True)
         # only now the picture, or the table: the answer is not to wait for it
         write_output(answer, flags)
-        if flags.show or flags.copy_to or flags.html:
+        if flags.show or flags.copy_to or flags.html:  # which config.py allows with a search alone: there is a gallery
             hand_out(answer.matches, gallery, flags)
         if flags.query or flags.labels:
             make_next_prompt_fast(embedder)
@@ -538,9 +554,8 @@ def refuse_output(flags):
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
-    is_ours = flags.output.name == InferenceConfig.output.name  # of an earlier search, wherever it lies
     is_picture = flags.output.suffix.lower() in IMAGE_SUFFIXES
-    if is_ours or not is_picture or not flags.output.exists():
+    if not is_picture or not flags.output.exists() or is_drawn(flags.output):  # drawn by an earlier search
         return
     for folder in flags.gallery:
         if flags.output.resolve().is_relative_to(Path(os.path.expanduser(folder)).resolve()):

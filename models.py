@@ -293,8 +293,8 @@ class CLIP(nn.Module):
         if config.loss == "siglip":  # nearly all pairs are negatives, and the bias says so from the start
             # paper: scale 10, bias -10; here: the scale of --temperature, because one flag should mean one thing
             self.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        # (K, D) embeddings of captions, once it is trained: for a search, which tells by them the pictures that are
-        # near to every text (support/hubs.py). None: not there.
+        # (K, D) embeddings of captions, once it is trained: a search finds by them the pictures that are near to every
+        # text (support/hubs.py). None: not there.
         self.caption_bank = None
         self.everyday_prompts = EVERYDAY  # for a search: what others score less than fits nothing (search/update.py)
 

@@ -54,7 +54,7 @@ class Embedder:
         By the text tower that is kept as a file, or else by `CLIP.encode_text`; in float32 on every device, so that all
         give the same.
         """
-        if self.prompt_encoder:
+        if self.has_text_tower_ready:
             return self.prompt_encoder.embed(prompts)
         import torch
 
@@ -88,8 +88,8 @@ class Embedder:
     def embed_example(self, file):
         """Return the (1, D) float32 embedding of a picture file; raises UserError where it cannot be read."""
         example = self.embed_files([file])
-        for fault in example.faults.values():
-            raise UserError(f"the example picture cannot be read: {fault}")
+        if example.faults:
+            raise UserError(f"the example picture cannot be read: {example.faults[0]}")
         return example.embeddings.astype(np.float32)
 
     def embed_captions(self, captions):
@@ -121,7 +121,7 @@ class Embedder:
 
     def remarks(self, prompt):
         """Return lines that a person should read about a prompt: it is too long, or of words that are not known."""
-        if self.prompt_encoder:
+        if self.has_text_tower_ready:
             return self.prompt_encoder.remarks(prompt)
         tower = self.model.text_encoder
         tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
@@ -172,7 +172,7 @@ class Embedder:
         return fingerprint(self.checkpoint)
 
     def recall_fingerprint(self, stamps, known_fingerprint):
-        """Take a fingerprint made earlier, if the files had the stamps they have: they need not be read again."""
+        """Take a fingerprint made earlier, if the stamps of the files say that they are unchanged since."""
         if stamps == model_stamps(self.checkpoint):
             self.fingerprint = known_fingerprint
 

@@ -44,6 +44,18 @@ def nearest(embeddings, queries, top_k, penalties=None, among=None):
     return best_scores, best_rows
 
 
+def all_cosines(embeddings, query, among=None):
+    """Return the cosines of one query (D,) with all rows, (N,), or with those of `among`, (M,), as in `nearest`."""
+    count = len(embeddings) if among is None else len(among)
+    scores = np.empty(count, np.float32)
+    for start in range(0, count, BLOCK):
+        block = slice(start, start + BLOCK)
+        rows = block if among is None else among[block]
+        scores[block] = cosines(query[None], embeddings[rows])[0]
+    scores[~np.isfinite(scores)] = -1
+    return scores
+
+
 def cosines(queries, rows):
     """Return the products (Q, n) of float32 queries (Q, D) and float16 rows (n, D), in float32.
 

@@ -48,7 +48,7 @@ class Asked(NamedTuple):
         """Return it as an `inference.Question`."""
         return Question(
             query=[words for words in (self.prompt, self.plus) if words],
-            image=self.example,
+            image=Path(self.example) if self.example else None,
             minus=[self.minus] if self.minus else [],
             top_k=self.count,
             threshold=self.least,
@@ -94,6 +94,16 @@ def link_to(asked):
     return f'<a href="?{escaped(address)}">Link to this search</a>'
 
 
+class Shown(NamedTuple):
+    """What the page shows in answer: HTML, and the `Question`, to be explained later."""
+
+    status: str
+    results: str = ""
+    explanation: str = ""
+    question: Question | None = None
+    link: str = ""
+
+
 class Page:
     """The answers of the page about a gallery."""
 
@@ -132,7 +142,7 @@ class Page:
         return escaped(self.gallery.name_of(row))
 
     def answer(self, *typed):
-        """Return the status, the results, an empty explanation, the `Question`, to be explained later, and its link.
+        """Return what is `Shown` in answer.
 
         typed: the values of `Asked`, as they come from the browser, or from an address that anybody may have made.
         """
@@ -141,26 +151,23 @@ class Page:
             asked = checked(Asked(*typed))
             question = asked.question()
             if not question.query and not question.image:
-                return self.at_first("Describe a picture in a few words, or upload one to find others like it.")
-            matches, remarks = self.search(question)
+                return Shown(status_html("Describe a picture in a few words, or upload one to find others like it."))
+            matches, remarks = self.find(question)
         except UserError as error:
-            return status_html(error, kind="problem"), "", "", None, ""
+            return Shown(status_html(error, kind="problem"))
 
         items = "".join(self.result(match) for match in matches)
         results = f'<ol class="matches">{items}</ol>' if matches else ""
         milliseconds = 1000 * (time.perf_counter() - start)
         status = status_html(*remarks, f"{self.about()}, {milliseconds:.0f} ms")
-        return status, results, "", question, link_to(asked)
+        return Shown(status, results, question=question, link=link_to(asked))
 
-    def at_first(self, line):
-        """Return what stands on the page while nothing is asked."""
-        return status_html(line), "", "", None, ""
-
-    def search(self, question):
+    def find(self, question):
         """Return the matches for a `Question`, and what a person should know of them, as lines; raises UserError."""
         gallery = self.gallery
         needs_model = question.image or not gallery.embedder.has_text_tower_ready
-        with self.model_in_use if needs_model else contextlib.nullcontext():
+        waiting = self.model_in_use if needs_model else contextlib.nullcontext()
+        with waiting:
             found = gallery.find(question)
             remarks = remarks_on_question(gallery, question, found.among)
         remarks += remarks_on_matches(gallery, question, found)
@@ -246,7 +253,7 @@ ON_CLICK = """element.addEventListener("click", event => {
 # ---------------------------------------------------------------- the address
 
 # What the address holds goes into these fields: text into those of text, and into the others only what they can show.
-# Last comes whether there is anything to search for.
+# Last, as number 10, comes whether there is anything to search for.
 IN_ADDRESS = ("prompt", "plus", "minus", "count", "least", "under", "after", "before", "sort")
 FROM_ADDRESS = """() => {
   if (!location.search) return Array(10).fill({__type__: "update"});  // what somebody has typed by now stays

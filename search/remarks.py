@@ -36,23 +36,23 @@ def remarks_on_narrowing(gallery, question, among):
 
 
 def remarks_on_matches(gallery, question, found):
-    """Return what is remarkable about what was `inference.Found`, or why that is nothing."""
+    """Return lines on the matches of an `inference.Found`; where there are none, why."""
     if found.among is not None and not len(found.among):
         return []  # `remarks_on_narrowing` has said why
     if not found.matches:
         best = gallery.best_score(found.embedding, found.among)
-        return [f"no picture scores {question.threshold} or more: the best is {best:.3f}"]
+        return [f"no picture scores {question.threshold} or more: the best is {best:.4f}"]
 
     lines = []
     by_rank = sorted(found.matches, key=lambda match: match.rank)
     scores = [match.score for match in by_rank]
     if scores != sorted(scores, reverse=True):
-        lines.append("pictures that score for nearly every prompt stand further down than their score says")
+        lines.append("pictures that score for nearly every prompt are ranked lower than their score says")
     # Everyday prompts were asked one by one, of the whole gallery: with other searches they do not compare.
     is_one_prompt = question.is_of_prompts() and len(question.query) == 1
     if is_one_prompt and found.among is None and gallery.usual_score is not None and scores[0] < gallery.usual_score:
         lines.append(
-            f"nothing here fits well: the first scores {scores[0]:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
+            f"nothing here fits well: the best scores {scores[0]:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
             f"{len(EVERYDAY)} everyday prompts it is {gallery.usual_score:.3f} or more"
         )
     return lines

@@ -27,10 +27,10 @@ class Rows(NamedTuple):
     """What an index knows of N readable pictures, a row for each: arrays under the names that they have there."""
 
     embeddings: np.ndarray  # (N, D)
-    looks: np.ndarray  # (N, 192)
-    penalties: np.ndarray  # (N,)
-    taken: np.ndarray  # (N,)
-    marks: np.ndarray  # (N,)
+    looks: np.ndarray  # (N, 192): those of pictures that look the same are near
+    penalties: np.ndarray  # (N,): less for a picture that is near to every text
+    taken: np.ndarray  # (N,): when, by what the camera noted
+    marks: np.ndarray  # (N,): a hash of pieces of its file, by which --check knows it again
 
     def and_more(self, *arrays):
         """Return these rows and more of them, as arrays in the same order."""

@@ -158,7 +158,7 @@ def test_a_prompt_is_ranked_with_penalties_and_scored_without(checkpoint, folder
     assert [match.score for match in matches] == pytest.approx(cosines[expected].tolist(), abs=1e-4)
 
     flags = InferenceConfig(query=("people sitting near the beach",), top_k=len(gallery.files), fold=False)
-    remark = "pictures that score for nearly every prompt stand further down than their score says"
+    remark = "pictures that score for nearly every prompt are ranked lower than their score says"
     assert remark in find_pictures(gallery, flags).lines
     gallery.penalties = np.zeros_like(gallery.penalties)
     assert remark not in find_pictures(gallery, flags).lines
@@ -224,7 +224,20 @@ def test_a_threshold_is_of_scores_whatever_the_penalties(checkpoint, folder):
     flags = InferenceConfig(query=("a dog",), threshold=0.999, fold=False)
     best = gallery.best_score(embedding)
     assert best == pytest.approx(cosines.max(), abs=1e-4)
-    assert f"no picture scores 0.999 or more: the best is {best:.3f}" in find_pictures(gallery, flags).lines
+    assert f"no picture scores 0.999 or more: the best is {best:.4f}" in find_pictures(gallery, flags).lines
+
+
+def test_a_threshold_is_asked_of_all_pictures_and_not_of_the_best_ranked_alone(checkpoint, monkeypatch):
+    monkeypatch.setattr("inference.MOST_COPIES", 0)  # so ten pictures are looked at for one match
+    gallery = Gallery(None, checkpoint, progress=False)
+    embedding = gallery.query_embedding("a dog")
+    cosines = gallery.embeddings.astype(np.float32) @ embedding
+    assert len(cosines) == 16
+    gallery.penalties = np.zeros(len(cosines), np.float16)
+    gallery.penalties[cosines.argmax()] = 1  # the best is ranked last
+    least = np.sort(cosines)[-2:].mean()
+    (match,) = gallery.search("a dog", top_k=1, threshold=least, fold=False)
+    assert match.file == gallery.files[cosines.argmax()]
 
 
 def test_a_model_without_a_bank_ranks_by_score(checkpoint, folder, tmp_path):

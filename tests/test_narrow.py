@@ -148,6 +148,18 @@ def test_a_folder_in_another_or_named_twice_is_searched_once(checkpoint, sources
             open_gallery(["a", missing], checkpoint)
 
 
+def test_of_several_folders_a_name_begins_with_its_own(checkpoint, sources, tmp_path, monkeypatch):
+    for folder in ("album", "album/.hidden", "card"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(sources[len(folder)], tmp_path / folder / "picture.jpg")
+    monkeypatch.chdir(tmp_path / "album")
+    gallery = open_gallery([".", "../card", ".hidden"], checkpoint)
+    names_there = [gallery.name_of(row) for row in range(3)]
+    assert names_there == ["album/picture.jpg", "card/picture.jpg", ".hidden/picture.jpg"]
+    assert gallery.narrow("card").tolist() == [1] and gallery.narrow("card/*").tolist() == [1]
+    assert gallery.narrow("picture.jpg") is None  # as its folder knows it
+
+
 def test_the_command_searches_several_folders(workplace, album, tmp_path, sources):
     card = save_with_dates(sources[10], tmp_path / "card" / "9.jpg").parent
     ask = ["a dog", "--gallery", album, "--gallery", card, "--json", "--no-picture", "--top-k", 20]
@@ -342,7 +354,7 @@ def test_the_best_score_and_the_remarks_are_those_of_what_is_searched(checkpoint
     flags = InferenceConfig(query=("a dog",), under=("holiday",), threshold=0.99)
     embedding = gallery.query_embedding("a dog")
     best = max(gallery.embeddings[row].astype(np.float32) @ embedding for row in gallery.narrow("holiday"))
-    assert f"no picture scores 0.99 or more: the best is {best:.3f}" in find_pictures(gallery, flags).lines
+    assert f"no picture scores 0.99 or more: the best is {best:.4f}" in find_pictures(gallery, flags).lines
     gallery.usual_score = 1.0  # which no match reaches
     flags = InferenceConfig(query=("a dog",), under=("holiday",))
     assert not any("nothing here fits" in line for line in find_pictures(gallery, flags).lines)
