@@ -346,8 +346,8 @@ def draw_recall(figure, theme, numbers, tensors):
         ("only the best caption of each photo", recall["best_caption"], theme.other),
         (f"among the {recall['in_batch_photos']} photos of a batch", recall["in_batch"], theme.other),
         ("R@10, called “recall”", recall["honest_at_ten"], theme.other),
-        (f"a model of {leakage['trained_on']} photos, on new ones", leakage["new"], theme.own),
-        ("the same, on photos whose other captions it saw", leakage["seen"], theme.other),
+        (f"a model of {leakage['trained_on']} photos, on others", leakage["new"], theme.own),
+        (f"a model of {leakage['trained_on']} photos, on these, by other captions", leakage["seen"], theme.other),
     ])
 
 

@@ -108,6 +108,9 @@ def test_the_json_says_what_made_it():
 
 def test_the_numbers_that_follow_from_settings_are_those_of_today():
     sample, flickr8k = PRESETS["sample"], PRESETS["flickr8k"]
+    assert len(NUMBERS["settings"]) > 20
+    for name, value in NUMBERS["settings"].items():
+        assert getattr(sample, name) == value, f"measured with another {name}: type python docs/make_tour.py"
     assert NUMBERS["matrix"]["batch"] == sample.batch_size
     assert NUMBERS["matrix"]["chance"] == pytest.approx(math.log(sample.batch_size))
     assert NUMBERS["training"]["epochs"] == sample.epochs
@@ -138,7 +141,9 @@ def test_the_gradient_of_a_row_is_the_softmax_less_one_for_the_match():
 def test_the_numbers_say_what_the_words_say():
     recall, leakage, broken = NUMBERS["recall"], NUMBERS["leakage"], NUMBERS["broken"]
     assert recall["honest"] < min(recall["best_caption"], recall["in_batch"], recall["honest_at_ten"])
+    assert recall["train"] < recall["honest"]
     assert leakage["new"] < leakage["seen"] - 5 and recall["constant"] == 0
+    assert abs(broken["photo_twice"]["recall"] - broken["two_captions"]["recall"]) < 4  # "recall hardly notices"
     assert NUMBERS["mistakes"]["absurd_best"] < NUMBERS["mistakes"]["usual"] < NUMBERS["mistakes"]["fitting_best"]
     assert broken["no_unit_length"]["recall"] < 5 < broken["whole"]["recall"]
     assert broken["soft"]["recall"] < broken["soft_with_gradient"]["recall"] < broken["whole"]["recall"]
@@ -208,10 +213,10 @@ def test_the_experiments_of_the_first_two_chapters_run(tmp_path):
     assert (tmp_path / "report.png").exists()
 
 
-@pytest.mark.parametrize("place, printed", [(0, "tensor(0.5869)"), (1, "-0.2786")])
+@pytest.mark.parametrize("place, printed", [(0, "20 2.9957"), (1, "tensor(0.5869)"), (2, "-0.2786")])
 def test_the_experiments_in_python_print_what_was_worked_by_hand(place, printed):
     code = [block.removeprefix("python -c '").removesuffix("'\n") for block in blocks() if "python -c" in block]
-    assert len(code) == 2
+    assert len(code) == 3
     run = subprocess.run([sys.executable, "-c", code[place]], cwd=ROOT, capture_output=True, text=True)
     assert printed in run.stdout, run.stderr
     assert f"{NUMBERS['hand']['loss']:.4f}" == "0.5869"
