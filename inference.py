@@ -44,6 +44,7 @@ from search.narrow import lies_under, was_taken
 from search.near_duplicates import groups_that_look_the_same
 from search.nearest import all_cosines, nearest
 from search.pictures import pictures_of_folders, pictures_of_split
+from search.question import Question
 from search.remarks import remarks_on_matches, remarks_on_question
 from search.tables import caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
@@ -62,41 +63,7 @@ from support.words import weights_and_words
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf"}
 MOST_COPIES = 1000  # pictures that look the same, for which one search makes room
 
-# ---------------------------------------------------------------- a question, and what answers it
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is looked for, and among which pictures; `Gallery.search` says what each means."""
-
-    query: list | tuple = ()
-    image: Path | None = None
-    minus: list | tuple = ()
-    top_k: int = 9
-    threshold: float | None = None
-    fold: bool = True
-    under: list | tuple = ()
-    after: str | None = None
-    before: str | None = None
-    sort: str = "score"  # or date
-
-    def is_of_prompts(self):
-        """Return whether it asks by what is wanted, in words, and by nothing else."""
-        return self.image is None and not self.minus
-
-    def asks_for_dates(self):
-        """Return whether it matters when pictures were taken."""
-        return bool(self.after or self.before) or self.sort == "date"
-
-    def title(self):
-        """Return in words what is asked for, such as "pictures like dog.jpg + snow - a beach"."""
-        wanted = list(self.query)
-        if self.image:
-            wanted.insert(0, f"pictures like {self.image.name}")
-        title = " + ".join(wanted)
-        for prompt in self.minus:
-            title += f" - {prompt}"
-        return title
+# ---------------------------------------------------------------- what answers a question
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 from fastapi import HTTPException, Response
 
-from inference import Question
 from search.markup import SIDE, data_url, escaped, grey_jpeg, jpeg, reduced_jpeg, sendable
 from search.narrow import span_of
+from search.question import Question
 from search.remarks import remarks_on_matches, remarks_on_question
 from support.dates import first_moment
 from support.errors import UserError
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
     sort: str = "score"  # or date
 
     def question(self):
-        """Return it as an `inference.Question`."""
+        """Return it as an `search.question.Question`."""
         return Question(
             query=[words for words in (self.prompt, self.plus) if words],
             image=Path(self.example) if self.example else None,

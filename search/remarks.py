@@ -7,7 +7,7 @@ from support.words import weights_and_words
 
 
 def remarks_on_question(gallery, question, among):
-    """Return what is remarkable about an `inference.Question`: about its prompts, and about what is searched.
+    """Return what is remarkable about an `search.question.Question`: about its prompts, and about what is searched.
 
     among: the numbers of the pictures that are searched, as `Gallery.narrow` gives them.
     """
