@@ -3,15 +3,20 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import run_script
 
-from config import Config
+from config import PRESETS, Config
 from dataset import load_splits, split_table
 from search.pictures import pictures_of_split
 from support.errors import UserError
-from support.kept_splits import SPLITS_FILE, as_held_out, held_out_of_model, read_held_out
+from support.files import MOST_JSON
+from support.kept_splits import SPLITS_FILE, as_held_out, held_out_of_model, read_held_out, write_held_out
+from support.run import Run
 
 FLAGS = ["sample", "--data-dir", "data", "--batch-size", 16, "--run-dir", "runs/a"]
 
@@ -112,3 +117,35 @@ def test_a_damaged_file_is_one_line(tmp_path, value):
     (tmp_path / SPLITS_FILE).write_text(json.dumps(value))
     with pytest.raises(UserError, match=SPLITS_FILE):
         read_held_out(tmp_path)
+
+
+def test_the_names_of_a_large_run_are_read_back(tmp_path):
+    names = {"dev": [f"{number:040}.jpg" for number in range(260_000)], "test": []}
+    write_held_out(tmp_path, names)
+    assert (tmp_path / SPLITS_FILE).stat().st_size > MOST_JSON  # more than a settings file may have
+    assert read_held_out(tmp_path) == names
+
+
+def test_a_file_that_holds_null_is_not_there(tmp_path):
+    (tmp_path / SPLITS_FILE).write_text("null\n")
+    assert read_held_out(tmp_path) is None
+
+
+@pytest.mark.parametrize("held_out", [None, {"dev": ["a.jpg"], "test": []}])
+def test_a_run_that_holds_nothing_out_writes_no_names(tmp_path, held_out):
+    model = torch.nn.Linear(2, 1)
+    run = Run(replace(PRESETS["sample"], run_dir=tmp_path / "run"))
+    run.model = model
+    run.average = SimpleNamespace(model=SimpleNamespace(save_pretrained=lambda folder: None))
+    run.phase = SimpleNamespace(
+        losses=[],
+        skipped_steps=0,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    run.held_out = held_out
+    run.save()
+    last = tmp_path / "run" / "last"
+    assert (last / "trainer.json").exists()
+    assert (last / SPLITS_FILE).exists() == (held_out is not None)
+    assert read_held_out(last) == held_out
