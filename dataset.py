@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import hashlib
 import random
+import shlex
 from collections import defaultdict
 from functools import lru_cache
 from itertools import chain
@@ -37,6 +38,7 @@ from support.captions import read_dataset
 from support.data_report import (
     add_shard_faults,
     open_photos,
+    refuse_if_all_missing,
     refuse_if_mostly_unusable,
     refuse_if_too_few,
     report_lines,
@@ -180,11 +182,18 @@ def rows_of_images(table, images):
 
 
 def split_table(data_dir, split, split_seed=0, held_out=None):
-    """Return the captions table of one split; raises UserError where the dataset has no such split."""
-    splits = load_splits(data_dir, split_seed, held_out)
+    """Return the captions table of one split; raises UserError where the dataset has no such split, or no photo of it.
+
+    held_out: as for `split_images`.
+    """
+    captions = read_dataset(data_dir)
+    names = split_images(data_dir, captions, split_seed, held_out)
+    splits = tables_of_splits(captions, names)
     if split in splits and len(splits[split]):
         return splits[split]
     data_dir = as_source(data_dir).data_dir
+    elsewhere = f"say --data-dir {shlex.quote(str(data_dir))} --image-dir DIR"
+    refuse_if_all_missing(split, names, captions, data_dir, held_out, elsewhere)
     others = " or ".join(f"--split {name}" for name, table in splits.items() if len(table))
     where = f"{split}-*.tar beside it" if is_sharded(data_dir) else SPLIT_FILES[split]
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
