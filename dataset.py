@@ -151,12 +151,6 @@ def dev_from_train(images, split_seed, held_out):
     return {"train": parts["train"], "dev": parts["dev"]}
 
 
-def names_its_splits(data_dir):
-    """Return whether a dataset says itself which photos are in which split, dev among them."""
-    captions = read_dataset(data_dir)
-    return bool(split_lists(data_dir)) or (any(row.split for row in captions.rows) and not captions.lacks_dev)
-
-
 def load_splits(data_dir, split_seed=0, held_out=None):
     """Return the captions table of each split that exists: {"train": table, "dev": table, "test": table}.
 

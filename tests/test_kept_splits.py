@@ -12,6 +12,7 @@ from conftest import run_script
 
 from config import PRESETS, Config
 from dataset import load_splits, split_table
+from evaluate import refuse_other_photos
 from search.pictures import pictures_of_split
 from support.errors import UserError
 from support.files import MOST_JSON
@@ -110,6 +111,40 @@ def test_an_index_of_another_run_is_not_taken_for_this_ones_split(stopped):
     kept = held_out_of_model(stopped / "runs/a/best")
     other = {"dev": kept["test"], "test": kept["dev"]}
     assert pictures_of_split(config, "test", kept).sources != pictures_of_split(config, "test", other).sources
+
+
+def test_models_are_compared_by_the_photos_of_their_splits(stopped, sample_dir):
+    best = stopped / "runs/a/best"
+    shutil.copytree(best, stopped / "copied")  # without last/, as a model of the hub
+    shutil.copytree(stopped / "runs/a", stopped / "runs/earlier")
+    (stopped / "runs/earlier/last" / SPLITS_FILE).unlink()
+    shutil.copytree(stopped / "runs/a", stopped / "runs/other")  # as if trained on another dataset
+    write_held_out(stopped / "runs/other/last", {"dev": ["x.jpg"], "test": ["y.jpg"]})
+    settings = json.loads((best / "config.json").read_text())
+    (stopped / "runs/other/best/config.json").write_text(json.dumps({**settings, "data_dir": "elsewhere"}))
+
+    pairs = [("runs/a", "copied"), ("copied", "runs/a"), ("runs/earlier", "runs/a"), ("runs/a", "runs/other")]
+    for pair in pairs:
+        said = run_script("evaluate.py", "--compare", *pair, cwd=stopped).stdout
+        assert said.count("may be chance") == 6
+    said = run_script("evaluate.py", "--compare", "runs/other", "runs/a", "--data-dir", "data", cwd=stopped).stdout
+    assert said.count("may be chance") == 6
+
+    kept = read_held_out(stopped / "runs/a/last")
+    change_photos(stopped, sample_dir)  # what the copy has held out is now anyone's guess
+    of_a = names_of(stopped, kept)["test"]
+    of_copy = names_of(stopped)["test"]
+    assert of_a - of_copy
+    process = run_script("evaluate.py", "--compare", "runs/a", "copied", cwd=stopped, check=False)
+    wanted = f"or on other photos: {len(of_a - of_copy)} of the {len(of_a)} photos of this split are in none like it"
+    assert process.returncode == 2 and wanted in process.stderr
+
+
+def test_equal_names_are_compared_without_reading_the_captions_again(monkeypatch):
+    monkeypatch.setattr("evaluate.load_splits", None)
+    config = PRESETS["sample"]
+    for names in (None, {"dev": ["a.jpg"], "test": ["b.jpg"]}):
+        assert refuse_other_photos(None, config.source, "test", [config, config], [names, names]) is None
 
 
 @pytest.mark.parametrize("value", [{"dev": "a"}, {"dev": [1]}, {"train": []}, []])
