@@ -605,14 +605,14 @@ def main(flags):
         raise UserError(f"--output {flags.output} is a photo of the dataset: name another file")
     splits, report = load_usable_splits(flags.source, flags.split_seed)
     table = splits["train"]
-    tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
+    tokenizer, max_tokens = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
     is_scratch = flags.text_encoder == "scratch"
-    told = findings(table, report, tokenizer, is_scratch, flags.max_tokens, flags.batch_size, flags.image_size)
+    told = findings(table, report, tokenizer, is_scratch, max_tokens, flags.batch_size, flags.image_size)
     print("\n".join(map(shown, report.lines + told)))
 
     # Nine photos as the model would be shown them: squeezed, cropped and mirrored, with captions as their tokens say.
     transform = train_transform(flags.image_size, Config.crop_scale, Config.flip)
-    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, flags.max_tokens)
+    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, max_tokens)
     shown_pairs = []
     for row in np.random.default_rng(0).permutation(len(pairs))[:9]:
         item = pairs.item(row)
@@ -626,16 +626,20 @@ def main(flags):
 
 
 def tokenizer_called(name, captions, max_tokens):
-    """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    """Return the tokenizer of a text tower, or for "scratch" one of some captions' words, and how many tokens it reads.
+
+    The tower reads at most `max_tokens`, and may be made for fewer, as `models.TextEncoder` heeds too.
+    """
     # Here, and not above: a loader's worker, which imports this file, is not to wait for them.
     from transformers import AutoTokenizer
 
     from support.wordpiece import train_tokenizer
 
     if name == "scratch":
-        return train_tokenizer(captions, max_tokens)
+        return train_tokenizer(captions, max_tokens), max_tokens
     with loading("text", name, pretrained=True):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return tokenizer, min(max_tokens, tokenizer.model_max_length)
 
 
 if __name__ == "__main__":
