@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import hashlib
 import random
+import shlex
 from collections import defaultdict
 from functools import lru_cache
 from itertools import chain
@@ -37,6 +38,7 @@ from support.captions import read_dataset
 from support.data_report import (
     add_shard_faults,
     open_photos,
+    refuse_if_all_missing,
     refuse_if_mostly_unusable,
     refuse_if_too_few,
     report_lines,
@@ -149,12 +151,6 @@ def dev_from_train(images, split_seed, held_out):
     return {"train": parts["train"], "dev": parts["dev"]}
 
 
-def names_its_splits(data_dir):
-    """Return whether a dataset says itself which photos are in which split, dev among them."""
-    captions = read_dataset(data_dir)
-    return bool(split_lists(data_dir)) or (any(row.split for row in captions.rows) and not captions.lacks_dev)
-
-
 def load_splits(data_dir, split_seed=0, held_out=None):
     """Return the captions table of each split that exists: {"train": table, "dev": table, "test": table}.
 
@@ -180,11 +176,18 @@ def rows_of_images(table, images):
 
 
 def split_table(data_dir, split, split_seed=0, held_out=None):
-    """Return the captions table of one split; raises UserError where the dataset has no such split."""
-    splits = load_splits(data_dir, split_seed, held_out)
+    """Return the captions table of one split; raises UserError where the dataset has no such split, or no photo of it.
+
+    held_out: as for `split_images`.
+    """
+    captions = read_dataset(data_dir)
+    names = split_images(data_dir, captions, split_seed, held_out)
+    splits = tables_of_splits(captions, names)
     if split in splits and len(splits[split]):
         return splits[split]
     data_dir = as_source(data_dir).data_dir
+    elsewhere = f"say --data-dir {shlex.quote(str(data_dir))} --image-dir DIR"
+    refuse_if_all_missing(split, names, captions, data_dir, held_out, elsewhere)
     others = " or ".join(f"--split {name}" for name, table in splits.items() if len(table))
     where = f"{split}-*.tar beside it" if is_sharded(data_dir) else SPLIT_FILES[split]
     raise UserError(f"{data_dir} has no {split} photos (none in {where}): type {others or 'another --data-dir'}")
@@ -602,14 +605,14 @@ def main(flags):
         raise UserError(f"--output {flags.output} is a photo of the dataset: name another file")
     splits, report = load_usable_splits(flags.source, flags.split_seed)
     table = splits["train"]
-    tokenizer = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
+    tokenizer, max_tokens = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)
     is_scratch = flags.text_encoder == "scratch"
-    told = findings(table, report, tokenizer, is_scratch, flags.max_tokens, flags.batch_size, flags.image_size)
+    told = findings(table, report, tokenizer, is_scratch, max_tokens, flags.batch_size, flags.image_size)
     print("\n".join(map(shown, report.lines + told)))
 
     # Nine photos as the model would be shown them: squeezed, cropped and mirrored, with captions as their tokens say.
     transform = train_transform(flags.image_size, Config.crop_scale, Config.flip)
-    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, flags.max_tokens)
+    pairs = CaptionDataset(table, tokenizer, transform, flags.image_size, max_tokens)
     shown_pairs = []
     for row in np.random.default_rng(0).permutation(len(pairs))[:9]:
         item = pairs.item(row)
@@ -623,16 +626,20 @@ def main(flags):
 
 
 def tokenizer_called(name, captions, max_tokens):
-    """Return the tokenizer of a text tower, or for "scratch" one whose words are those of some captions."""
+    """Return the tokenizer of a text tower, or for "scratch" one of some captions' words, and how many tokens it reads.
+
+    The tower reads at most `max_tokens`, and may be made for fewer, as `models.TextEncoder` heeds too.
+    """
     # Here, and not above: a loader's worker, which imports this file, is not to wait for them.
     from transformers import AutoTokenizer
 
     from support.wordpiece import train_tokenizer
 
     if name == "scratch":
-        return train_tokenizer(captions, max_tokens)
+        return train_tokenizer(captions, max_tokens), max_tokens
     with loading("text", name, pretrained=True):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return tokenizer, min(max_tokens, tokenizer.model_max_length)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from dataset import NOTHING_KNOWN, image_loader, names_its_splits, paths_of, split_table
+from dataset import NOTHING_KNOWN, image_loader, load_splits, paths_of, split_table
 from models import CLIP, embed_images, embed_texts
 from support.caption_tables import read_text
 from support.find_run import checkpoint_dir
@@ -455,19 +455,14 @@ def measure_recall(flags, device):
     """Measure a checkpoint on a split, or compare two; prints the table, draws, and returns the figures."""
     directories = [checkpoint_dir(given) for given in flags.compare or [flags.checkpoint]]
     models = [CLIP.from_pretrained(directory).to(device) for directory in directories]
-    config = models[0].config
-    source = flags.source if flags.data_dir else config.source
-    is_own_data = source.data_dir.resolve() == config.data_dir.resolve()
-    held_out = [held_out_of_model(directory) if is_own_data else None for directory in directories]
-    table = split_table(source, flags.split, config.split_seed, held_out[0])
+    configs = [model.config for model in models]
+    source = flags.source if flags.data_dir else configs[0].source
+    held_out = [held_out_of(directory, config, source) for directory, config in zip(directories, configs, strict=True)]
+    table = split_table(source, flags.split, configs[0].split_seed, held_out[0])
     named = f"{directories[0]} (A) and {directories[1]} (B)" if flags.compare else str(directories[0])
     print(f"{named} on the {flags.split} split of {source.data_dir} ({device})")
-    split_seeds = {model.config.split_seed for model in models}
-    if (len(split_seeds) > 1 or held_out[0] != held_out[-1]) and not names_its_splits(source):
-        raise UserError(
-            "the two were trained with different --split-seed, or on other photos, so one has seen photos of this "
-            f"split: write split lists in {source.data_dir}, and train both on them"
-        )
+    if flags.compare:
+        refuse_other_photos(table, source, flags.split, configs, held_out)
 
     embedded = [embed_split(model, table, flags.batch_size, flags.workers) for model in models]
     for error in embedded[0].faults.values():
@@ -482,6 +477,31 @@ def measure_recall(flags, device):
     mark = f"{flags.split}-last" if directories[0].name == "last" else flags.split
     draw_charts(embedded[0], folder_of_pictures(directories[0]), mark)
     return {"split": flags.split, **report}
+
+
+def held_out_of(directory, config, source):
+    """Return which photos of a dataset the run of a model holds out; None where that is not known, or of other data."""
+    is_own_data = source.data_dir.resolve() == config.data_dir.resolve()
+    return held_out_of_model(directory) if is_own_data else None
+
+
+def refuse_other_photos(table, source, split, configs, held_out):
+    """Raise UserError where photos of a split as model A has it, a captions table, are in no such split of model B.
+
+    configs, held_out: of A and B. The names that are kept of a run say less than the photos that follow from them: a
+    run of an earlier version, or a copy of best/, has none, and yet its split may be the same.
+    """
+    (config_a, config_b), (held_out_a, held_out_b) = configs, held_out
+    if (config_a.split_seed, held_out_a) == (config_b.split_seed, held_out_b):
+        return  # the captions need not be read again
+    of_a = set(table["image"])
+    of_b = set(load_splits(source, config_b.split_seed, held_out_b)[split]["image"])
+    if not of_a <= of_b:
+        raise UserError(
+            f"the two were trained with different --split-seed, or on other photos: {len(of_a - of_b):,} of the "
+            f"{len(of_a):,} photos of this split are in none like it for B, which may have seen them: write split "
+            f"lists in {source.data_dir}, and train both on them"
+        )
 
 
 def classify(flags, device):

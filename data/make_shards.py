@@ -26,8 +26,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from dataset import inspect_dataset, load_splits, paths_of
+from dataset import inspect_dataset, load_splits, paths_of, split_images
+from support.captions import read_dataset
 from support.command_line import read_flags
+from support.data_report import refuse_if_all_missing, refuse_if_too_few, report_lines
 from support.images import read_image
 from support.picture_kinds import is_raw
 from support.progress import with_progress
@@ -65,7 +67,13 @@ def write_shards(
         raise UserError(f"{out} exists already, and nothing in it is overwritten: name a folder that does not")
     source = Source(data_dir, image_dir, image_column, caption_column)
     splits = load_splits(source, split_seed)
+    if not len(splits["train"]):  # said here, before the photos of the other splits are looked into
+        captions = read_dataset(source)
+        refuse_if_all_missing("train", split_images(source, captions, split_seed), captions, data_dir)
     report = inspect_dataset(source, split_seed)
+    for split, table in splits.items():
+        splits[split] = table[~table["image"].isin(report.unusable)]
+    refuse_if_too_few(splits, report_lines(report, splits, data_dir), data_dir, {"train": 1})
     for name in report.missing:
         print(f"left out: {name} (missing)")
     for name, reason in report.unreadable.items():
@@ -77,9 +85,8 @@ def write_shards(
         folder = Path(scratch) / "shards"
         folder.mkdir()
         for split, table in splits.items():
-            usable = table[~table["image"].isin(report.unusable)]
-            captions = usable.groupby("path", sort=False)["caption"].apply(list)
-            paths = paths_of(usable)
+            captions = table.groupby("path", sort=False)["caption"].apply(list)
+            paths = paths_of(table)
             if split == "train":
                 random.Random(seed).shuffle(paths)
             samples = [(path, captions[str(path)]) for path in paths]

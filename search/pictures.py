@@ -195,9 +195,10 @@ def what_decides(config, held_out):
 
 
 def read_split(config, root, split, held_out):
-    """Return the `Pictures` of a split, by reading the captions."""
+    """Return the `Pictures` of a split, by reading the captions; raises UserError where there are none."""
     from dataset import SPLIT_FILES, split_images, tables_of_splits
     from support.captions import KNOWN_NAMES, read_dataset
+    from support.data_report import refuse_if_all_missing
 
     captions = read_dataset(config.source)
     images = split_images(config.data_dir, captions, config.split_seed, held_out)
@@ -205,8 +206,10 @@ def read_split(config, root, split, held_out):
     splits = [name for name, table in tables.items() if len(table)]
     split = split or default_split(splits)
     if split not in splits:
-        choice = " or ".join(splits)
-        raise UserError(f"{config.data_dir} has no {split} photos: try --split {choice}, or --gallery DIR")
+        elsewhere = "name a folder with --gallery DIR"
+        refuse_if_all_missing(split, images, captions, config.data_dir, held_out, elsewhere)
+        choice = f"--split {' or '.join(splits)}, or --gallery DIR" if splits else "--gallery DIR"
+        raise UserError(f"{config.data_dir} has no {split} photos: try {choice}")
     files = list(tables[split]["path"].unique())
     if not all(is_below(file, root) for file in files):
         root = Path(os.path.commonpath([os.path.dirname(file) for file in files]))

@@ -22,6 +22,8 @@ LOOKED_AT = 500  # train photos that are compared with all others
 MOST_ALIKE = 0.3  # of the train photos that may have one that looks the same
 MOST_UNUSABLE = 0.5  # of the photos, of all or of a split, that may be missing or unreadable
 NAMED = 5  # photos of each kind that are named; they are all counted
+IMAGE_DIR = "say --image-dir DIR"  # where photos are that are not found
+TO_TRAIN = {"train": 2, "dev": 1}  # usable photos that training needs at least
 
 
 @dataclass
@@ -137,20 +139,44 @@ def refuse_if_mostly_unusable(report, names_of_split, captions, data_dir):
             )
 
 
-def what_to_do(name, captions):
-    """Return what should be looked at, because of a photo that cannot be used."""
+def refuse_if_all_missing(split, splits, captions, data_dir, held_out=None, remedy=IMAGE_DIR):
+    """Raise UserError, which names a path that was looked for, if all photos of a dataset or of a split are missing.
+
+    splits: {split: [name]}, where drawn ones have no missing photos. held_out: the same of a run, which may have them.
+    remedy: what can be typed where the photos lie elsewhere.
+    """
+    names = splits.get(split) or (held_out or {}).get(split, [])
+    everything = set(captions.paths)
+    of_split = everything & set(names)
+    for part, wanted in (("", everything), (f" in {split}", of_split)):
+        if wanted and wanted <= captions.missing:
+            bad = sorted(wanted)
+            raise UserError(
+                f"{data_dir}: all {len(bad):,} photos{part} are missing ({some_of(bad)}): "
+                f"{what_to_do(bad[0], captions, remedy)}"
+            )
+
+
+def what_to_do(name, captions, remedy=IMAGE_DIR):
+    """Return what should be looked at, because of a photo that cannot be used.
+
+    remedy: what can be typed where the photos lie elsewhere.
+    """
     path = Path(captions.paths[name])
     with_ending = sorted(path.parent.glob(f"{glob.escape(path.name)}.*"))
     if name in captions.missing and with_ending:
         return f"the captions speak of {name!r}, and the photo is called {with_ending[0].name!r}: write whole names"
     if name in captions.missing:
-        return f"{name} was looked for as {path}: put the photos there, or say --image-dir DIR"
+        return f"{name} was looked for as {path}: put the photos there, or {remedy}"
     return "are these the photos that the captions speak of?"
 
 
-def refuse_if_too_few(splits, lines, data_dir):
-    """Raise UserError, which repeats the lines of the report, unless train and dev have enough usable photos."""
-    for split, least in (("train", 2), ("dev", 1)):
+def refuse_if_too_few(splits, lines, data_dir, needed=TO_TRAIN):
+    """Raise UserError, which repeats the lines of the report, unless splits have enough usable photos.
+
+    needed: how many, {split: photos}.
+    """
+    for split, least in needed.items():
         if split in splits and splits[split]["image"].nunique() >= least:
             continue
         hint = f"list some in Flickr_8k.{split}Images.txt or, without lists, add photos, or try --split-seed N"

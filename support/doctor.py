@@ -14,6 +14,7 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u9fff\
 MOST_UNKNOWN = 0.02  # of the tokens of captions that a tower for their language may not know
 FEWEST_KNOWN = 0.1  # known tokens a word: of fewer no captions can be told apart
 MOST_PIECES = 2.0  # tokens a word: English in a tower for English has 1.1, German in it 2.2
+MOST_TOKENS = 4096  # that --max-tokens takes
 FEW_CAPTIONS = 50  # different ones, of many photos: rather the names of classes
 OTHER_LANGUAGE = (
     "--text-encoder distilbert-base-multilingual-cased reads 104 languages, and --text-encoder scratch learns the "
@@ -103,7 +104,8 @@ def findings_on_tokens(captions, tokenizer, max_tokens, is_scratch=False):
     lengths = [len(ids) for ids in token_ids]
     cut = sum(length > max_tokens for length in lengths)
     if cut:
-        limit = max(lengths) if is_scratch else min(max(lengths), tokenizer.model_max_length)
+        most = MOST_TOKENS if is_scratch else min(MOST_TOKENS, tokenizer.model_max_length)
+        limit = min(max(lengths), most)
         what_to_do = "the text tower reads no more"
         if limit > max_tokens:
             what_to_do = f"--max-tokens {limit} reads {'all' if limit == max(lengths) else 'more'}"

@@ -22,15 +22,25 @@ def read_json(path):
         raise UserError(f"there is no folder {path.parent}: name a run, or a model directory")
     if not path.is_file():  # nor a pipe, which would be waited for
         raise UserError(f"{path.parent} is not a model directory: it has no {path.name}")
-    try:
-        if (size := path.stat().st_size) > MOST_JSON:
-            raise ValueError(f"its {size:,} bytes are more than {MOST_JSON:,}")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    values = value_in_json(path, MOST_JSON)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object")
     return values
+
+
+def value_in_json(path, most_bytes=None):
+    """Return what a JSON file holds, of any type; raises UserError for one that cannot be read.
+
+    most_bytes: of a larger file it also does; None: of none. Reading takes memory in proportion to the file, and runs
+    nothing that stands in it.
+    """
+    try:
+        size = path.stat().st_size
+        if most_bytes is not None and size > most_bytes:
+            raise ValueError(f"its {size:,} bytes are more than {most_bytes:,}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def write_json(path, value):

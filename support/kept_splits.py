@@ -6,7 +6,7 @@ Only where splits are drawn does it matter: those that the data itself names are
 import json
 
 from support.errors import UserError
-from support.files import read_json
+from support.files import value_in_json
 
 SPLITS_FILE = "splits.json"
 HELD_OUT = ("dev", "test")
@@ -44,11 +44,20 @@ def write_held_out(folder, names):
 
 
 def read_held_out(folder):
-    """Return what `write_held_out` has written, or None in the run of an earlier version, which has no such file."""
+    """Return what `write_held_out` has written; None in the run of an earlier version, which has no such file, or null.
+
+    Unlike a settings file it may be of any size, for it is as long as dev and test are: of three million names it has a
+    hundred megabytes. That is safe: it is read from the run's own last/, never from a model of the hub, it takes memory
+    in proportion to its size, less than the captions of those photos take, and nothing that stands in it is run.
+    """
     path = folder / SPLITS_FILE
     if not path.is_file():
         return None
-    names = read_json(path)
+    names = value_in_json(path)
+    if names is None:
+        return None
+    if not isinstance(names, dict):
+        raise UserError(f"{path} must hold a JSON object: delete it, and splits are drawn anew")
     for split, of_split in names.items():
         if split not in HELD_OUT or not isinstance(of_split, list) or not all(isinstance(one, str) for one in of_split):
             raise UserError(f"{path} must hold lists of photos for dev and test: delete it, and splits are drawn anew")

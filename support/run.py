@@ -237,7 +237,8 @@ class Run:
 
         with replacing(self.folder / "last") as folder:
             self.average.model.save_pretrained(folder)
-            write_held_out(folder, self.held_out)
+            if self.held_out is not None:  # null would say no more than no file does
+                write_held_out(folder, self.held_out)
             save_file(weights, folder / "weights.safetensors")
             save_file(moments, folder / "optimizer.safetensors")
             text = json.dumps(where_it_stands, indent=2) + "\n"

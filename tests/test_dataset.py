@@ -142,6 +142,28 @@ def test_official_lists_are_followed_and_unlisted_photos_left_out(tmp_path):
         split_table(tmp_path, "test")
 
 
+def test_photos_that_are_not_there_are_told_from_a_split_that_is_empty(tmp_path):
+    write_dataset(tmp_path, {"train": ["b.jpg"], "dev": ["a.jpg"], "test": ["c.jpg", "d.jpg"]})
+    for name in ("c.jpg", "d.jpg"):
+        (tmp_path / "Images" / name).unlink()
+    wanted = rf"all 2 photos in test are missing \(c.jpg, d.jpg\): c.jpg was looked for as {tmp_path}/Images/c.jpg"
+    remedy = rf": put the photos there, or say --data-dir {tmp_path} --image-dir DIR"
+    with pytest.raises(UserError, match=wanted + remedy):
+        split_table(tmp_path, "test")
+    assert len(split_table(tmp_path, "dev")) == 2
+
+    for path in tmp_path.glob("Flickr_8k.*"):  # now splits are those of a run, or drawn of the photos that are there
+        path.unlink()
+    held_out = {"dev": ["a.jpg"], "test": ["c.jpg", "d.jpg", "gone.jpg"]}
+    with pytest.raises(UserError, match=wanted + remedy):
+        split_table(tmp_path, "test", held_out=held_out)
+    shutil.rmtree(tmp_path / "Images")
+    wanted = r"all 4 photos are missing \(a.jpg, .*: a.jpg was looked for as .*"
+    for names in (None, held_out):
+        with pytest.raises(UserError, match=wanted + remedy):
+            split_table(tmp_path, "test", held_out=names)
+
+
 def test_a_list_that_is_not_utf8_is_named(tmp_path):
     write_dataset(tmp_path, {"train": ["a.jpg"]})
     (tmp_path / "Flickr_8k.devImages.txt").write_bytes(b"caf\xe9.jpg\n")

@@ -9,9 +9,11 @@ from conftest import run_script, save_text_tower
 from PIL import Image, ImageEnhance
 from transformers import AutoTokenizer
 
+from config import Config, DatasetConfig
 from dataset import load_usable_splits
 from support.data_report import DataReport
 from support.doctor import (
+    MOST_TOKENS,
     equal_pairs_in_a_batch,
     findings_on_equal_captions,
     findings_on_sizes,
@@ -88,6 +90,20 @@ def test_captions_that_are_cut_are_counted(tmp_path):
     assert "--max-tokens 8 reads all" in findings_on_tokens(captions, tokenizer, 5, is_scratch=True)[0]
 
 
+@pytest.mark.parametrize("is_scratch", [False, True])
+def test_no_more_tokens_are_advised_than_the_flag_takes(is_scratch):
+    captions = ["a dog " * 2100, "a dog"]
+    tokenizer = train_tokenizer(captions, 10_000)
+    (line,) = findings_on_tokens(captions, tokenizer, 64, is_scratch)
+    assert line.endswith(f"the longest has 4,202: --max-tokens {MOST_TOKENS} reads more")
+    (line,) = findings_on_tokens(captions, tokenizer, MOST_TOKENS, is_scratch)
+    assert line.endswith("the longest has 4,202: the text tower reads no more")
+    for kind in (Config, DatasetConfig):
+        assert kind(max_tokens=MOST_TOKENS)
+        with pytest.raises(UserError, match="--max-tokens"):
+            kind(max_tokens=MOST_TOKENS + 1)
+
+
 def test_captions_in_a_language_that_the_tower_does_not_know(tmp_path):
     english = ["Two people sit near the beach .", "A dog runs through the water ."]
     save_text_tower(tmp_path, english)
@@ -153,6 +169,18 @@ def test_photos_that_are_nearly_all_alike_are_told(tmp_path):
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_the_report_counts_captions_that_training_would_cut(tmp_path, sample_dir):
+    """The tower is made for 32 tokens, fewer than --max-tokens."""
+    save_text_tower(tmp_path / "tower", ["a dog runs"])
+    names = sorted(path.name for path in (sample_dir / "Images").iterdir())[:30]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "Images").symlink_to(sample_dir / "Images")
+    lines = "".join(f"{name},{number} {'a dog ' * 20}\n" for number, name in enumerate(names))  # 43 tokens each
+    (tmp_path / "data" / "captions.txt").write_text("image,caption\n" + lines)
+    said = run_script("dataset.py", "data", "--text-encoder", "tower", cwd=tmp_path).stdout
+    assert "captions longer than 32 tokens: 24 of 24 are cut" in said and "the text tower reads no more" in said
 
 
 def test_the_report_without_training(tmp_path, sample_dir):

@@ -28,6 +28,7 @@ from search.index import Entry, Index, read_index, write_index
 from search.kept_text_tower import text_tower_folder
 from search.nearest import BLOCK, nearest
 from search.onnx_text import PromptEncoder
+from search.pictures import pictures_of_split
 from support import images
 from support.errors import UserError
 from support.files import writable, write_file
@@ -218,6 +219,28 @@ def test_a_split_is_read_again_when_its_captions_or_photos_change(tmp_path, samp
     assert Gallery(None, model_dir, progress=False).name == f"{data} (dev split)"
     with pytest.raises(UserError, match="has no test photos"):
         Gallery(None, model_dir, split="test", progress=False)
+    (data / "Images").rename(tmp_path / "photos")
+    wanted = r"all 128 photos are missing .* looked for as .*Images/scene_\d+.jpg: put the photos there, or name"
+    for split in (None, "dev", "test"):
+        with pytest.raises(UserError, match=wanted + " a folder with --gallery DIR"):
+            Gallery(None, model_dir, split=split, progress=False)
+
+
+def test_a_split_whose_photos_are_all_missing_says_where_they_were_looked_for(tmp_path, sample_dir):
+    data = tmp_path / "sample"
+    shutil.copytree(sample_dir, data, ignore=shutil.ignore_patterns(".clip*"))
+    names = (data / "Flickr_8k.testImages.txt").read_text().split()
+    for name in names:
+        (data / "Images" / name).unlink()
+    config = replace(PRESETS["sample"], data_dir=data)
+    wanted = rf"all 16 photos in test are missing .* looked for as {data}/Images/{min(names)}: put the photos there"
+    with pytest.raises(UserError, match=wanted):
+        pictures_of_split(config, "test")
+    assert pictures_of_split(config).name == f"{data} (dev split)"
+    for split in ("train", "dev", "test"):
+        (data / f"Flickr_8k.{split}Images.txt").write_text("unknown.jpg\n")
+    with pytest.raises(UserError, match="has no dev photos: try --gallery DIR"):
+        pictures_of_split(config)
 
 
 @pytest.mark.parametrize("change", [

@@ -3,15 +3,21 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import run_script
 
-from config import Config
+from config import PRESETS, Config
 from dataset import load_splits, split_table
+from evaluate import refuse_other_photos
 from search.pictures import pictures_of_split
 from support.errors import UserError
-from support.kept_splits import SPLITS_FILE, as_held_out, held_out_of_model, read_held_out
+from support.files import MOST_JSON
+from support.kept_splits import SPLITS_FILE, as_held_out, held_out_of_model, read_held_out, write_held_out
+from support.run import Run
 
 FLAGS = ["sample", "--data-dir", "data", "--batch-size", 16, "--run-dir", "runs/a"]
 
@@ -107,8 +113,74 @@ def test_an_index_of_another_run_is_not_taken_for_this_ones_split(stopped):
     assert pictures_of_split(config, "test", kept).sources != pictures_of_split(config, "test", other).sources
 
 
+def test_models_are_compared_by_the_photos_of_their_splits(stopped, sample_dir):
+    best = stopped / "runs/a/best"
+    shutil.copytree(best, stopped / "copied")  # without last/, as a model of the hub
+    shutil.copytree(stopped / "runs/a", stopped / "runs/earlier")
+    (stopped / "runs/earlier/last" / SPLITS_FILE).unlink()
+    shutil.copytree(stopped / "runs/a", stopped / "runs/other")  # as if trained on another dataset
+    write_held_out(stopped / "runs/other/last", {"dev": ["x.jpg"], "test": ["y.jpg"]})
+    settings = json.loads((best / "config.json").read_text())
+    (stopped / "runs/other/best/config.json").write_text(json.dumps({**settings, "data_dir": "elsewhere"}))
+
+    pairs = [("runs/a", "copied"), ("copied", "runs/a"), ("runs/earlier", "runs/a"), ("runs/a", "runs/other")]
+    for pair in pairs:
+        said = run_script("evaluate.py", "--compare", *pair, cwd=stopped).stdout
+        assert said.count("may be chance") == 6
+    said = run_script("evaluate.py", "--compare", "runs/other", "runs/a", "--data-dir", "data", cwd=stopped).stdout
+    assert said.count("may be chance") == 6
+
+    kept = read_held_out(stopped / "runs/a/last")
+    change_photos(stopped, sample_dir)  # what the copy has held out is now anyone's guess
+    of_a = names_of(stopped, kept)["test"]
+    of_copy = names_of(stopped)["test"]
+    assert of_a - of_copy
+    process = run_script("evaluate.py", "--compare", "runs/a", "copied", cwd=stopped, check=False)
+    wanted = f"or on other photos: {len(of_a - of_copy)} of the {len(of_a)} photos of this split are in none like it"
+    assert process.returncode == 2 and wanted in process.stderr
+
+
+def test_equal_names_are_compared_without_reading_the_captions_again(monkeypatch):
+    monkeypatch.setattr("evaluate.load_splits", None)
+    config = PRESETS["sample"]
+    for names in (None, {"dev": ["a.jpg"], "test": ["b.jpg"]}):
+        assert refuse_other_photos(None, config.source, "test", [config, config], [names, names]) is None
+
+
 @pytest.mark.parametrize("value", [{"dev": "a"}, {"dev": [1]}, {"train": []}, []])
 def test_a_damaged_file_is_one_line(tmp_path, value):
     (tmp_path / SPLITS_FILE).write_text(json.dumps(value))
     with pytest.raises(UserError, match=SPLITS_FILE):
         read_held_out(tmp_path)
+
+
+def test_the_names_of_a_large_run_are_read_back(tmp_path):
+    names = {"dev": [f"{number:040}.jpg" for number in range(260_000)], "test": []}
+    write_held_out(tmp_path, names)
+    assert (tmp_path / SPLITS_FILE).stat().st_size > MOST_JSON  # more than a settings file may have
+    assert read_held_out(tmp_path) == names
+
+
+def test_a_file_that_holds_null_is_not_there(tmp_path):
+    (tmp_path / SPLITS_FILE).write_text("null\n")
+    assert read_held_out(tmp_path) is None
+
+
+@pytest.mark.parametrize("held_out", [None, {"dev": ["a.jpg"], "test": []}])
+def test_a_run_that_holds_nothing_out_writes_no_names(tmp_path, held_out):
+    model = torch.nn.Linear(2, 1)
+    run = Run(replace(PRESETS["sample"], run_dir=tmp_path / "run"))
+    run.model = model
+    run.average = SimpleNamespace(model=SimpleNamespace(save_pretrained=lambda folder: None))
+    run.phase = SimpleNamespace(
+        losses=[],
+        skipped_steps=0,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+    )
+    run.held_out = held_out
+    run.save()
+    last = tmp_path / "run" / "last"
+    assert (last / "trainer.json").exists()
+    assert (last / SPLITS_FILE).exists() == (held_out is not None)
+    assert read_held_out(last) == held_out

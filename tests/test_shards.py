@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -133,6 +134,37 @@ def test_the_converter_names_what_it_leaves_out_and_overwrites_nothing(tmp_path,
     with pytest.raises(UserError, match="shards exists already, and nothing in it is overwritten"):
         write_shards(source, shards)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "source"]
+
+
+@pytest.mark.parametrize("damage, complaint", [
+    (lambda source: (source / "Images").rename(source.parent / "photos"),
+     "error: source: all 128 photos are missing (scene_"),
+    (lambda source: remove_photos(source, "train"), "error: source: all 96 photos in train are missing (scene_"),
+])
+def test_the_converter_refuses_photos_that_are_not_there_in_one_line(tmp_path, sample_dir, damage, complaint):
+    shutil.copytree(sample_dir, tmp_path / "source", ignore=shutil.ignore_patterns(".clip*"))
+    damage(tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    process = run_script("data/make_shards.py", "source", "shards", cwd=tmp_path, check=False)
+    assert process.returncode == 2 and process.stdout == "" and complaint in process.stderr
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(r"was looked for as source/Images/scene_\d+.jpg: put the photos there, or say --image-dir", line)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_converter_refuses_train_photos_of_which_none_can_be_read(tmp_path, sample_dir):
+    shutil.copytree(sample_dir, tmp_path / "source", ignore=shutil.ignore_patterns(".clip*"))
+    for name in (tmp_path / "source" / "Flickr_8k.trainImages.txt").read_text().split():
+        (tmp_path / "source" / "Images" / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match="needs at least 1 usable photos in train: .*unreadable, left out: 96"):
+        write_shards(tmp_path / "source", tmp_path / "shards")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def remove_photos(data_dir, split):
+    """Remove the photos that the list of a split names."""
+    for name in (data_dir / f"Flickr_8k.{split}Images.txt").read_text().split():
+        (data_dir / "Images" / name).unlink()
 
 
 def test_a_path_leads_into_a_tar(pattern):
