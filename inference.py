@@ -61,6 +61,7 @@ from support.tars import exists
 from support.words import weights_and_words
 
 OUTPUT_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".pdf"}
+ROUNDING = 1e-6  # by which a cosine may differ from one computed beside fewer others
 MOST_COPIES = 1000  # pictures that look the same, for which one search makes room
 
 # ---------------------------------------------------------------- what answers a question
@@ -269,8 +270,8 @@ class Gallery:
         if not self.files:
             return []
         if threshold is not None:
-            cosines = all_cosines(self.embeddings, embedding, among)
-            among = np.flatnonzero(cosines >= threshold) if among is None else among[cosines >= threshold]
+            is_enough = all_cosines(self.embeddings, embedding, among) >= threshold - ROUNDING
+            among = np.flatnonzero(is_enough) if among is None else among[is_enough]
         # The cosines with all pictures, (N, D) x (D) -> (N), less the penalties, and of these the best. They are more
         # than top_k, because a good match may have many copies.
         most = 10 * top_k + MOST_COPIES
