@@ -38,6 +38,7 @@ from support.kept_splits import held_out_of_model
 from support.plots import draw_confusion, draw_similarity, draw_worst
 from support.process import is_first_process, start_process
 from support.prompts import TEMPLATES, class_embeddings
+from support.unknown_words import cutting_tokenizer, remarks_on
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
 
@@ -497,6 +498,8 @@ def classify(flags, device):
     if flags.zero_shot:
         kind = "zero-shot"
         templates = read_templates(flags.templates) if flags.templates else TEMPLATES
+        for line in remarks_on_classes(model, names):
+            print(shown(line))
         scores = zero_shot_scores(model, images, names, templates)  # (N, K)
         used = f"zero-shot, {len(templates)} templates a class"
     else:
@@ -518,6 +521,12 @@ def classify(flags, device):
     confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
     try_to_draw(folder_of_pictures(directory) / f"confusion-{kind}.png", draw_confusion, confusion, names)
     return {"folder": str(root), "pictures": len(labels), **report}
+
+
+def remarks_on_classes(model, names):
+    """Return lines on names of classes that hold words which the model does not know, or that are too long."""
+    tokenizer = cutting_tokenizer(model.text_encoder)
+    return [f"{name}: {remark}" for name in names for remark in remarks_on(name, tokenizer)]
 
 
 def folder_of_pictures(checkpoint):
