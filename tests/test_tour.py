@@ -13,14 +13,17 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT, run_script
+from matplotlib.figure import Figure
 from PIL import Image
 
 import config
 from config import PRESETS
 from models import clip_loss
+from support.drawn import is_drawn
 
 sys.path.append(str(ROOT / "docs"))
 from tour_pages import CELL, NUMBER, PICTURE, QUOTE, execute_notebook, notebook_of, page_of, quoted_lines
+from tour_pictures import save
 
 SOURCE = (ROOT / "docs" / "tour" / "source.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
@@ -165,6 +168,17 @@ def test_every_picture_is_there_for_light_and_dark_pages_and_together_they_are_s
 def test_every_picture_says_in_words_what_it_shows():
     alts = re.findall(r'<img src="[^"]+" alt="([^"]*)">', PAGE)
     assert len(alts) == PAGE.count("<picture>") and all(len(alt) > 40 for alt in alts)
+
+
+def test_a_picture_of_the_tour_is_known_as_drawn_and_stays_small(tmp_path):
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().plot([1, 3, 2])
+    save(figure, tmp_path / "chart.png")
+    assert is_drawn(tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert picture.mode == "P"
+    figure.savefig(tmp_path / "plain.png", dpi=150)
+    assert (tmp_path / "chart.png").stat().st_size < (tmp_path / "plain.png").stat().st_size
 
 
 # ---------------------------------------------------------------- experiments
