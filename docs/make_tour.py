@@ -55,6 +55,7 @@ from inference import Gallery
 from models import CLIP, clip_loss, embed_images, new_head, soft_clip_loss
 from support.averaging import RunningMean
 from support.files import read_json, write_file
+from support.kept_splits import held_out_names
 from support.plots import worst_captions
 from support.process import start_process, usable_cores
 from support.run import Run
@@ -78,6 +79,7 @@ def train_sample(folder, keep_after):
     embedded = {}
     with Run(config) as run:
         splits, _ = load_data(config)
+        run.held_out = held_out_names(splits, run.held_out)
         torch.manual_seed(config.seed)
         model = CLIP.from_config(config, splits["train"]["caption"])
         model.to(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -20,8 +21,10 @@ import config
 from config import PRESETS
 from models import clip_loss
 from support.drawn import is_drawn
+from support.kept_splits import held_out_of_model
 
 sys.path.append(str(ROOT / "docs"))
+import make_tour
 from tour_pages import CELL, NUMBER, PICTURE, QUOTE, execute_notebook, notebook_of, page_of, quoted_lines
 from tour_pictures import save
 
@@ -179,6 +182,18 @@ def test_a_picture_of_the_tour_is_known_as_drawn_and_stays_small(tmp_path):
         assert picture.mode == "P"
     figure.savefig(tmp_path / "plain.png", dpi=150)
     assert (tmp_path / "chart.png").stat().st_size < (tmp_path / "plain.png").stat().st_size
+
+
+# ---------------------------------------------------------------- the run
+
+
+def test_the_run_of_the_tour_keeps_which_photos_it_holds_out(tmp_path, sample_dir, monkeypatch):
+    small = replace(PRESETS["sample"], data_dir=sample_dir, epochs=1, batch_size=32)
+    monkeypatch.setattr(make_tour, "PRESETS", {"sample": small})
+    embedded = make_tour.train_sample(tmp_path / "run", keep_after=(1,))
+    held_out = held_out_of_model(tmp_path / "run" / "best")
+    assert {split: len(names) for split, names in held_out.items()} == {"dev": 16, "test": 16}
+    assert set(embedded) == {0, 1}
 
 
 # ---------------------------------------------------------------- experiments
