@@ -33,11 +33,12 @@ from models import CLIP, embed_images, embed_texts
 from support.caption_tables import read_text
 from support.find_run import checkpoint_dir
 from support.hubs import hub_penalties
-from support.images import picture_files
+from support.images import lines_on_links, pictures_and_links
 from support.kept_splits import held_out_of_model
 from support.plots import draw_confusion, draw_similarity, draw_worst
 from support.process import is_first_process, start_process
 from support.prompts import TEMPLATES, class_embeddings
+from support.unknown_words import cutting_tokenizer, remarks_on
 
 DIRECTIONS = {"text_to_image": "text -> image", "image_to_text": "image -> text"}
 
@@ -315,17 +316,25 @@ def comparison_table(figures, photos):
 
 
 def class_folders(root):
-    """Return {class: its picture files} of a folder of class folders; a class is called like its folder."""
+    """Return {class: its picture files} of a folder of class folders; a class is called like its folder.
+
+    Prints which links to folders in these are not followed. Raises UserError where there are fewer than two classes.
+    """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: name one that holds a folder of pictures for each class")
     files = {}
+    links = []
     for folder in sorted(root.iterdir()):
-        pictures = picture_files(folder) if folder.is_dir() else []
+        names, links_inside = pictures_and_links(folder)  # a file has none of either
+        pictures = [folder / name for name in names]
+        links += links_inside
         name = as_text(folder.name, folder).replace("_", " ")
         if pictures and name in files:
             raise UserError(f"{root} has two folders of the class {name!r}, with _ and with a space: make them one")
         if pictures:
             files[name] = pictures
+    for line in lines_on_links(links):
+        print(shown(line))
     if len(files) < 2:
         raise UserError(f"{root} needs at least two class folders with pictures in them, and has {len(files)}")
     return files
@@ -517,6 +526,8 @@ def classify(flags, device):
     if flags.zero_shot:
         kind = "zero-shot"
         templates = read_templates(flags.templates) if flags.templates else TEMPLATES
+        for line in remarks_on_classes(model, names):
+            print(shown(line))
         scores = zero_shot_scores(model, images, names, templates)  # (N, K)
         used = f"zero-shot, {len(templates)} templates a class"
     else:
@@ -538,6 +549,12 @@ def classify(flags, device):
     confusion.index_put_((labels, scores.argmax(dim=1)), torch.tensor(1), accumulate=True)
     try_to_draw(folder_of_pictures(directory) / f"confusion-{kind}.png", draw_confusion, confusion, names)
     return {"folder": str(root), "pictures": len(labels), **report}
+
+
+def remarks_on_classes(model, names):
+    """Return lines on names of classes that hold words which the model does not know, or that are too long."""
+    tokenizer = cutting_tokenizer(model.text_encoder)
+    return [f"{name}: {remark}" for name in names for remark in remarks_on(name, tokenizer)]
 
 
 def folder_of_pictures(checkpoint):

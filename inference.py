@@ -452,12 +452,11 @@ def find_captions(embedder, flags):
     (scores,), (rows,) = nearest(embeddings, embedding, flags.top_k)
     found = [(float(score), captions[row]) for score, row in zip(scores, rows, strict=True)]
 
-    lines = [
-        f"{embedder.checkpoint} on {len(captions):,} captions of {flags.captions}",
-        "",
-        f"captions for {flags.image.name}",
-        *caption_table(found),
-    ]
+    lines = [f"{embedder.checkpoint} on {len(captions):,} captions of {flags.captions}"]
+    unknown = sum(map(embedder.has_unknown_words, captions))
+    if unknown:
+        lines.append(f"{unknown:,} of them hold words that the model does not know")
+    lines += ["", f"captions for {flags.image.name}", *caption_table(found)]
     matches = []
     for rank, (score, caption) in enumerate(found, start=1):
         matches.append({"rank": rank, "caption": caption, "score": score})

@@ -35,7 +35,13 @@ from support.process import choose_dtype, from_all_processes, process_count, pro
 from support.progress import with_progress
 from support.prompts import EVERYDAY, everyday_prompts_for
 from support.strangers import check_image_weights, refuse_several_models, timm_model_args
-from support.text_towers import class_to_load, refuse_missing_weights, refuse_what_reads_no_text, text_half
+from support.text_towers import (
+    class_to_load,
+    reading_half,
+    refuse_missing_weights,
+    refuse_what_reads_no_text,
+    text_half,
+)
 from support.wordpiece import train_tokenizer
 
 MAX_LOGIT_SCALE = 100.0  # a temperature of 0.01; more makes training unstable (Radford et al. 2021, section 2.5)
@@ -209,7 +215,7 @@ class TextEncoder(nn.Module):
                 backbone = automatic.from_config(
                     architecture, dtype=torch.float32, trust_remote_code=False, attn_implementation=None
                 )
-            return cls(backbone, tokenizer, pooling, max_tokens)
+            return cls(reading_half(backbone), tokenizer, pooling, max_tokens)
 
     @classmethod
     def from_scratch(cls, captions, layers, width, pooling="mean", max_tokens=64):

@@ -20,6 +20,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import numpy as np
 import timm
 import torch
@@ -33,7 +38,7 @@ from dataset import load_splits
 from evaluate import embed_split, mean_recall, report_of
 from models import CLIP, clip_loss
 from support.averaging import RunningMean
-from support.errors import one_line_errors
+from support.drawn import save_figure
 from support.files import write_file
 from support.process import start_process
 from support.run import Run
@@ -280,7 +285,7 @@ def draw_gaps(gaps, path):
         axes.plot(range(1, len(values) + 1), values, label=name)
     axes.set(xlabel="epoch", ylabel="points of mean recall", title="how far 1,000 photos of train are above dev")
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path, dpi=100)
 
 
 def one_of_ours(flags, splits, base, changes, seed):

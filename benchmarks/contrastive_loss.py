@@ -17,6 +17,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import torch
 import torch.nn.functional as F
 
@@ -24,7 +29,6 @@ from benchmarks.seed_recipe import seed_loss
 from config import parse
 from models import clip_loss
 from support.big_batch import blockwise_clip_loss
-from support.errors import one_line_errors
 
 WAYS = {"ancestors": lambda images, texts, scale: seed_loss(images, texts), "plain": clip_loss,
         "streamed": lambda *inputs: blockwise_clip_loss(*inputs, *[torch.arange(len(inputs[0]))] * 2)}

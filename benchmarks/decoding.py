@@ -15,6 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import albumentations as A
 import cv2
 import pandas as pd
@@ -33,7 +38,6 @@ from dataset import (
     train_transform,
     training_loader,
 )
-from support.errors import UserError, one_line_errors
 from support.images import picture_files
 from support.kept import decode_once
 from support.wordpiece import train_tokenizer

@@ -20,6 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -37,7 +42,6 @@ from dataset import (
 )
 from models import CLIP, TextEncoder
 from support.averaging import RunningMean
-from support.errors import one_line_errors
 from support.process import start_process
 from support.run import Run
 from train import Phase, parameter_groups, precompute, train_one_epoch

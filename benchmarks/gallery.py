@@ -17,6 +17,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -24,7 +29,6 @@ from benchmarks.decoding import AncestorFiles
 from config import PRESETS, InferenceConfig, parse
 from dataset import image_loader
 from models import CLIP, embed_images
-from support.errors import UserError, one_line_errors
 from support.images import picture_files
 from support.process import start_process
 

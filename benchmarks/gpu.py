@@ -17,6 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +32,6 @@ from config import PRESETS, parse
 from dataset import CaptionDataset, Precomputed, start_epoch, train_transform, training_loader
 from models import CLIP
 from support.averaging import RunningMean
-from support.errors import one_line_errors
 from support.kept import DecodedPhotos
 from support.process import start_process
 from support.wordpiece import train_tokenizer

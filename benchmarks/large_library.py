@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import tyro
 
 from benchmarks.cold_query import write_model
+from config import parse
 from support.errors import UserError, one_line_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,4 +123,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(LibraryConfig, config=(tyro.conf.FlagCreatePairsOff,)))
+        main(parse(LibraryConfig))

@@ -17,6 +17,11 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import numpy as np
 import torch
 
@@ -24,7 +29,6 @@ from config import parse
 from search.index import Index, read_index, write_index
 from search.near_duplicates import LOOK_WIDTH
 from search.nearest import nearest
-from support.errors import one_line_errors
 from support.process import start_process
 
 TOP_K = 9

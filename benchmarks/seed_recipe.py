@@ -20,6 +20,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -29,7 +34,6 @@ from config import PRESETS, parse
 from dataset import NOTHING_KNOWN, load_splits, pad, read_square, tokenize
 from evaluate import embed_split, recall_table, report_of
 from models import CLIP
-from support.errors import UserError, one_line_errors
 from support.files import replacing
 from support.process import start_process
 from train import precompute

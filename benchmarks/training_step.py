@@ -24,6 +24,11 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from support.errors import UserError, expect_ctrl_c, one_line_errors, shortened
+
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
+
 import numpy as np
 import torch
 from transformers import DistilBertConfig
@@ -35,7 +40,6 @@ from dataset import Batch, pad, tokenize
 from models import CLIP, TextEncoder
 from support.averaging import RunningMean
 from support.big_batch import MicroBatches
-from support.errors import UserError, one_line_errors, shortened
 from support.memory import pages_of_this_process, pairs_that_fit
 from support.process import start_process
 from support.wordpiece import train_tokenizer

@@ -31,6 +31,7 @@ import tyro
 
 from support.command_line import read_flags
 from support.interruptions import leave_quietly
+from support.new_processes import starting_workers
 from support.process import usable_cores
 from support.progress import with_progress
 
@@ -734,7 +735,8 @@ def write_sample(directory: Annotated[Path, tyro.conf.arg(name="out")] = Path("d
         rows = []
         pool = ProcessPoolExecutor(usable_cores(), initializer=leave_quietly, initargs=(None,))
         try:
-            drawn = pool.map(partial(draw_into, folder / "Images"), tasks, chunksize=16)
+            with starting_workers(need_script=__name__ == "__main__"):  # processes start when tasks come
+                drawn = pool.map(partial(draw_into, folder / "Images"), tasks, chunksize=16)
             for five in with_progress(drawn, "drawing scenes", "pictures", total):
                 rows += five
         except BrokenProcessPool:

@@ -23,22 +23,22 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import support  # noqa: F401 - first of all, because it keeps the libraries quiet
+from support.errors import expect_ctrl_c, one_line_errors  # first of all: `support` keeps the libraries quiet
 
-# isort: split
+if __name__ == "__main__":
+    expect_ctrl_c()  # while the libraries load, too
 
 import cv2
 import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import load_file, save_file
 from tour_pages import execute_notebook, write_pages
 from tour_pictures import draw_pictures
 from transformers import AutoModel, DistilBertConfig
 
-from config import PRESETS
+from config import PRESETS, parse
 from data.sample_scenes import CLOTHES, FUR, PLACES
 from dataset import (
     captions_of_photos,
@@ -55,8 +55,8 @@ from evaluate import embed_split, recall_summary, retrieval_metrics, retrieval_r
 from inference import Gallery
 from models import CLIP, clip_loss, embed_images, new_head, soft_clip_loss
 from support.averaging import RunningMean
-from support.errors import one_line_errors
 from support.files import read_json, write_file
+from support.kept_splits import held_out_names
 from support.plots import worst_captions
 from support.process import start_process, usable_cores
 from support.run import Run
@@ -80,6 +80,7 @@ def train_sample(folder, keep_after):
     embedded = {}
     with Run(config) as run:
         splits, _ = load_data(config)
+        run.held_out = held_out_names(splits, run.held_out)
         torch.manual_seed(config.seed)
         model = CLIP.from_config(config, splits["train"]["caption"])
         model.to(memory_format=torch.channels_last)
@@ -699,4 +700,4 @@ def main(flags):
 
 if __name__ == "__main__":
     with one_line_errors():
-        main(tyro.cli(TourConfig))
+        main(parse(TourConfig))

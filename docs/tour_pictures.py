@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from support.drawn import save_picture
+
 WIDTH = 6.4  # inches, of 150 dots: 960 pixels, of which a phone shows every third
 DOTS = 150
 LETTERS = 13  # points
@@ -79,7 +81,7 @@ def save(figure, path):
     figure.savefig(buffer, format="png", dpi=DOTS)
     picture = Image.open(buffer).convert("RGB")
     picture = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    picture.save(path, optimize=True)
+    save_picture(picture, path, optimize=True)
 
 
 def show_picture(axes, picture, title=None, size=LETTERS):

@@ -1,6 +1,5 @@
 """What makes embeddings of pictures and prompts: the two towers of a checkpoint, each loaded when first needed."""
 
-import copy
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ from config import Config
 from search.explain import heat_map
 from search.kept_text_tower import keep_text_tower, open_text_tower
 from search.near_duplicates import look_of
-from search.unknown_words import remarks_on
 from support.errors import UserError
 from support.files import fingerprint, model_stamps
 from support.find_run import checkpoint_dir
@@ -22,6 +20,7 @@ from support.images import read_image
 from support.looks import LOOK_WIDTH
 from support.process import process_count, start_process
 from support.prompts import read_everyday_prompts
+from support.unknown_words import cutting_tokenizer, has_unknown_words, remarks_on
 
 
 class EmbeddedFiles(NamedTuple):
@@ -121,12 +120,18 @@ class Embedder:
 
     def remarks(self, prompt):
         """Return lines that a person should read about a prompt: it is too long, or of words that are not known."""
+        return remarks_on(prompt, self.tokenizer)
+
+    def has_unknown_words(self, text):
+        """Return whether a text holds words that the model does not know."""
+        return has_unknown_words(text, self.tokenizer)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The tokenizer of the text tower, as `remarks_on` takes it."""
         if self.has_text_tower_ready:
-            return self.prompt_encoder.remarks(prompt)
-        tower = self.model.text_encoder
-        tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
-        tokenizer.enable_truncation(tower.max_tokens)
-        return remarks_on(prompt, tokenizer)
+            return self.prompt_encoder.tokenizer
+        return cutting_tokenizer(self.model.text_encoder)
 
     def explain(self, file, query_embedding):
         """Return a picture (H, W, 3) uint8 in which red marks what answers the query, an embedding (D,).

@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 
-from search.unknown_words import remarks_on
-
 
 class PromptEncoder:
     """A text tower with its head as an ONNX file, and its tokenizer.
@@ -41,7 +39,3 @@ class PromptEncoder:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             embeddings.append(self.session.run(None, inputs)[0])
         return np.concatenate(embeddings)
-
-    def remarks(self, prompt):
-        """Return `remarks_on` a prompt."""
-        return remarks_on(prompt, self.tokenizer)

@@ -14,6 +14,8 @@ from support.images import pictures_and_links
 from support.picture_kinds import IMAGE_SUFFIXES, suffix_of
 from support.tars import dataset_folder, is_sharded, tar_pictures
 
+LINK = "link"  # in place of the stamp of a folder: what a link leads to is not searched, and may change
+
 
 @dataclass
 class Pictures:
@@ -78,7 +80,8 @@ def trusted_pictures(name, root):
     stamps = {}
     for picture, known_stamp, _ in index.files:
         stamps[picture] = known_stamp or stamp(root / picture)  # one that could not be read is looked at again
-    return Pictures(name, root, list(stamps), index_file, index.sources, stamps=stamps)
+    links = sorted(str(root / folder) for folder in folders if index.sources[folder] == LINK)
+    return Pictures(name, root, list(stamps), index_file, index.sources, links=links, stamps=stamps)
 
 
 def folders_below(root):
@@ -94,9 +97,12 @@ def stamps_of_folders(root, folders):
     """Return {folder: stamp} of folders below the root, and what lies in the root itself.
 
     A folder's time changes when a file in it comes, goes or is renamed. So does that of the root whenever an index is
-    written into it: of the root it is the visible names instead, as one hash.
+    written into it: of the root it is the visible names instead, as one hash. A link to a folder has no time here.
     """
-    stamps = {folder: stamp(root / folder) for folder in folders}
+    stamps = {}
+    for folder in folders:
+        path = root / folder
+        stamps[folder] = LINK if os.path.islink(path) else stamp(path)
     stamps[""] = hash_of_names(root)
     return stamps
 

@@ -14,20 +14,20 @@ LOOKED_AT = 4096  # bytes at the beginning of a file, where PNG and JPEG have it
 DRAWN = "it was drawn by this program"  # why an index has no embedding of such a picture
 
 
-def save_picture(picture, path):
-    """Save a Pillow image in the form that its name asks for, with the mark."""
+def save_picture(picture, path, **options):
+    """Save a Pillow image in the form that its name asks for, with the mark. options: further ones of its `save`."""
     suffix = Path(path).suffix.lower()
-    options = {}
+    marked = {}
     if suffix == ".png":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        options["pnginfo"].add_text("Software", MARK)
-        options["compress_level"] = 1  # a little larger, and written in a quarter of the time
+        marked["pnginfo"] = PngImagePlugin.PngInfo()
+        marked["pnginfo"].add_text("Software", MARK)
+        marked["compress_level"] = 1  # a little larger, and written in a quarter of the time
     elif suffix in (".jpg", ".jpeg"):
-        options["comment"] = MARK
+        marked["comment"] = MARK
     elif suffix == ".webp":
-        options["exif"] = Image.Exif()
-        options["exif"][SOFTWARE] = MARK
-    picture.save(path, **options)
+        marked["exif"] = Image.Exif()
+        marked["exif"][SOFTWARE] = MARK
+    picture.save(path, **marked, **options)
 
 
 def save_figure(figure, path, dpi):

@@ -21,6 +21,18 @@ def class_to_load(architecture):
     return AutoModel
 
 
+def reading_half(backbone):
+    """Return the part of a loaded model that reads text: the encoder of BART, which also writes; of others all.
+
+    As a whole it would give the features of the half that writes, where a token has seen only those before it.
+    """
+    architecture = backbone.config
+    reads_alone = type(architecture) in MODEL_FOR_TEXT_ENCODING_MAPPING  # as what `class_to_load` takes of T5
+    if architecture.is_encoder_decoder and not reads_alone:
+        return backbone.get_encoder()
+    return backbone
+
+
 def refuse_missing_weights(missing):
     """Raise ValueError where weights of a tower were not in its file, and so are random; the pooler is not used."""
     missing = sorted(name for name in missing if "pooler" not in name and not name.endswith("position_ids"))

@@ -1,13 +1,12 @@
 """The processes that decode photos for a loader: how they start, how long they live, and what reaches them."""
 
-import contextlib
-import signal
 import sys
 
 import torch
 from torch.utils.data import DataLoader
 
 from support.interruptions import leave_quietly
+from support.new_processes import starting_workers
 
 
 class Loader(DataLoader):
@@ -38,27 +37,6 @@ class Loader(DataLoader):
 def start_of_workers():
     """Return how a loader's workers start: by a fork where that is safe, else as Python does there."""
     return "fork" if sys.platform == "linux" else None
-
-
-@contextlib.contextmanager
-def starting_workers():
-    """Let processes start that are no copies of this one: without the script that runs here, and deaf to Ctrl-C.
-
-    Such a process would import the script anew, with all that it imports; what a loader needs lies in other files. And
-    until it has imported these, Ctrl-C, which reaches all processes of a terminal, would end it in a traceback.
-    """
-    main = vars(sys.modules["__main__"])
-    hidden = {name: main[name] for name in ("__file__", "__spec__") if name in main}
-    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
-    try:
-        main.pop("__file__", None)
-        main["__spec__"] = None
-        yield
-    finally:
-        main.update(hidden)
-        if can_block:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class SharedNumber:

@@ -21,6 +21,7 @@ from benchmarks import (
 from benchmarks.seed_recipe import seed_loss
 from dataset import Precomputed, load_splits
 from models import CLIP
+from support.drawn import is_drawn
 from support.find_run import checkpoint_dir
 
 
@@ -49,6 +50,11 @@ def test_means_of_the_largest_values_by_hand():
     mask = torch.tensor([[True, False, True, True], [True, True, False, False]])
     means = ablation.means_of_largest(values, mask)  # of the 1, 2, 4, 8, 16 largest, and of all
     assert means.tolist() == [[3, 2.5, 2, 2, 2, 2], [5, 2, 2, 2, 2, 2]]
+
+
+def test_a_curve_of_the_ablation_is_known_as_drawn(tmp_path):
+    ablation.draw_gaps({"our recipe": [1.0, 2.0]}, tmp_path / "gaps.png")
+    assert is_drawn(tmp_path / "gaps.png")
 
 
 def test_both_benchmarks_run_and_their_model_can_be_compared(tmp_path, sample_dir, tower_flags):

@@ -58,8 +58,10 @@ def test_some_flags_may_be_given_several_times():
     ("data/sample_scenes.py", ["--seed", "1", "--seed", "2"]),
     ("data/make_shards.py", ["data", "out", "--photos", "1", "--photos", "2"]),
     ("data/download_flickr8k.py", ["--out", "a", "--out", "b"]),
+    ("benchmarks/large_library.py", ["--new", "1", "--new", "2"]),
+    ("docs/make_tour.py", ["--again", "pages", "--again", "pages"]),
 ])
-def test_what_makes_data_refuses_it_as_well(script, flags, tmp_path):
+def test_commands_with_flags_of_their_own_refuse_it_as_well(script, flags, tmp_path):
     process = run_script(script, *flags, cwd=tmp_path, check=False)
     assert process.returncode == 2 and "is given 2 times" in process.stderr
     assert process.stderr.startswith("error: ") and not list(tmp_path.iterdir())
@@ -109,6 +111,12 @@ def test_a_home_is_found_where_no_shell_has_replaced_it(monkeypatch):
     flags = parse(EvaluateConfig, ["--compare", "~/a", "~/b", "--json=~/figures.json"])
     assert flags.compare == (Path("/home/me/a"), Path("/home/me/b")) and flags.json == Path("/home/me/figures.json")
     assert parse(DatasetConfig, ["~", "--output=~/x.png"]).output == Path("/home/me/x.png")
+
+
+def test_a_home_is_found_in_benchmarks_as_well(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    process = run_script("benchmarks/large_library.py", "--photos=~/photos", cwd=tmp_path, check=False)
+    assert f"--photos {tmp_path / 'photos'} holds no pictures" in process.stderr
 
 
 def test_without_a_home_no_folder_called_so_is_made():

@@ -1,5 +1,6 @@
 """Ctrl-C in any command, at any moment: one line, exit status 130, nothing lost, and how to go on."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -45,9 +46,21 @@ AGAIN = "stopped: nothing is lost or damaged; type the same command to begin aga
     ("import torch._C", "evaluate.py", ["--split", "test"]),
     ("import torch._C", "dataset.py", []),
     ("import cv2", "data/make_shards.py", ["data", "shards"]),
+    ("import torch._C", "docs/make_tour.py", []),
+    ("import torch._C", "benchmarks/ablation.py", ["frozen"]),
 ])
 def test_while_libraries_load(moment, script, flags, tmp_path):
     assert press(moment, script, *flags, cwd=tmp_path) == [AGAIN]
+
+
+def test_every_script_expects_it_before_it_loads_what_takes_long():
+    scripts = [*ROOT.glob("data/*.py"), *ROOT.glob("docs/*.py"), *ROOT.glob("benchmarks/*.py")]
+    slow_library = r"^(?:import|from) (?:cv2|torch|timm|transformers|pandas|models|dataset)\b"
+    for path in scripts:
+        text = path.read_text(encoding="utf-8")
+        slow = re.search(slow_library, text, re.MULTILINE)
+        if slow and '__name__ == "__main__"' in text:
+            assert -1 < text.find("\n    expect_ctrl_c()") < slow.start(), path.name
 
 
 def test_while_a_split_is_measured(workplace):

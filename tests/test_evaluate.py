@@ -223,6 +223,14 @@ def test_zero_shot_and_linear_probe_on_class_folders(workplace, classes, tmp_pat
     assert "linear probe trained on 12 pictures; 4 pictures of 2 classes" in shown
 
 
+def test_classes_that_say_nothing_to_the_model_are_named(workplace, classes):
+    (classes / "the_forest").rename(classes / "雪")
+    shown = run_script("evaluate.py", "--zero-shot", classes, cwd=workplace).stdout
+    assert "雪: the model does not know: 雪; the ranking means nothing\n" in shown and "the beach: " not in shown
+    shown = run_script("evaluate.py", "--linear-probe", classes, cwd=workplace).stdout  # which reads no names
+    assert "does not know" not in shown
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--zero-shot", "nowhere"], "nowhere is not a folder"),
     (["--zero-shot", "runs"], "at least two class folders with pictures"),

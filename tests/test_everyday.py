@@ -6,6 +6,7 @@ import shutil
 import pytest
 from conftest import ROOT, run_script
 
+from dataset import load_splits
 from inference import Gallery
 from models import CLIP
 from support.errors import UserError
@@ -60,7 +61,17 @@ def test_the_language_is_told_by_small_words():
     assert set(everyday_prompts_for(german)) == set(german) and len(everyday_prompts_for(german)) == len(EVERYDAY)
     french = ["Un chien court dans l'herbe .", "Une femme a une robe rouge et elle sourit ."]
     assert set(everyday_prompts_for(french)) == set(french)
+    hungarian = ["Egy kutya fut a fűben", "Két gyerek játszik a vízben", "A nő és a férfi a parton ül"]  # a: the
+    assert set(everyday_prompts_for(hungarian)) == set(hungarian)
     assert everyday_prompts_for([*german, "\x1b[2J"]) == everyday_prompts_for(german)  # nothing that steers a terminal
+
+
+def test_captions_in_english_are_known_as_such(sample_dir):
+    captions = list(load_splits(sample_dir)["train"]["caption"])
+    assert everyday_prompts_for(captions) == EVERYDAY
+    of_flickr8k = ["A child in a pink dress is climbing up a set of stairs in an entry way .",
+                   "A girl going into a wooden building .", "A black dog and a spotted dog are fighting"]
+    assert everyday_prompts_for(of_flickr8k) == EVERYDAY
 
 
 @pytest.mark.parametrize("value", [

@@ -83,6 +83,17 @@ def test_labels_that_say_nothing_to_the_model_are_named(workplace):
     assert "beach: the" not in process.stdout and (workplace / "unknown.csv").exists()  # a table is no picture
 
 
+def test_captions_that_say_nothing_to_the_model_are_counted(workplace, sample_dir, tmp_path):
+    picture = next((sample_dir / "Images").iterdir())
+    (tmp_path / "texts.txt").write_text("A dog runs .\nLeute am Strand\nA man at the beach .\n雪\n", encoding="utf-8")
+    flags = ["--image", picture, "--captions", tmp_path / "texts.txt"]
+    shown = run_script("inference.py", *flags, cwd=workplace).stdout
+    assert "2 of them hold words that the model does not know\n" in shown
+    (tmp_path / "texts.txt").write_text("A dog runs .\nA man at the beach .\n")
+    shown = run_script("inference.py", *flags, cwd=workplace).stdout
+    assert "captions for" in shown and "does not know" not in shown
+
+
 def test_labels_may_hold_commas_and_are_told_apart_by_their_letters_alone():
     assert InferenceConfig(labels='dog, "a dog, running" ,Dog, cat').label_names() == ["Dog", "a dog, running", "cat"]
 

@@ -6,6 +6,8 @@ import pytest
 from conftest import run_script
 
 from dataset import inspect_dataset, load_splits, load_usable_splits
+from evaluate import class_folders
+from inference import Gallery
 from support.images import lines_on_links, pictures_and_links
 
 
@@ -50,3 +52,22 @@ def test_a_search_says_it(pairs, workplace):
     process = run_script("inference.py", "--query", "a dog", "--gallery", pairs, "--no-picture", cwd=workplace)
     assert "40 pictures of" in process.stdout
     assert f"links to folders are not followed: {pairs / 'back'}, {pairs / 'linked'};" in process.stdout
+
+
+def test_a_search_that_trusts_its_index_says_it_as_well(pairs, checkpoint):
+    links = [str(pairs / "back"), str(pairs / "linked")]
+    assert Gallery(pairs, checkpoint, trust_index=True).links == links
+    (pairs / "linked" / "new.txt").touch()  # nothing in there is searched
+    trusted = Gallery(pairs, checkpoint, trust_index=True)
+    assert trusted.folders[0].stamps and trusted.links == links and len(trusted.files) == 40
+
+
+def test_links_in_class_folders_are_named(pairs, tmp_path, capsys):
+    root = tmp_path / "classes"
+    for name in ("dogs", "cats"):
+        (root / name).mkdir(parents=True)
+        shutil.copy(next(pairs.glob("*.jpg")), root / name)
+    (root / "dogs" / "more").symlink_to(pairs)
+    files = class_folders(root)
+    assert [len(pictures) for pictures in files.values()] == [1, 1]
+    assert f"links to folders are not followed: {root / 'dogs' / 'more'};" in capsys.readouterr().out

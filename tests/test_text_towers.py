@@ -5,7 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import run_script, save_image_tower, save_text_tower
-from transformers import AutoModel, BertConfig, CLIPConfig, CLIPModel, T5Config, T5Model, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BertConfig,
+    CLIPConfig,
+    CLIPModel,
+    LEDConfig,
+    MBartConfig,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
 
 from config import PRESETS
 from models import CLIP, TextEncoder
@@ -28,6 +40,25 @@ def t5_model(words):
     return T5Model(T5Config(vocab_size=words, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4))
 
 
+def bart_like(kind, words, **settings):
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    return AutoModel.from_config(kind(vocab_size=words, **sizes, **special, **settings))
+
+
+def bart_model(words):
+    return bart_like(BartConfig, words, max_position_embeddings=64)
+
+
+def mbart_model(words):
+    return bart_like(MBartConfig, words, max_position_embeddings=64)
+
+
+def led_model(words):
+    return bart_like(LEDConfig, words, max_encoder_position_embeddings=64, attention_window=8)
+
+
 def vit_model(words):
     return ViTModel(ViTConfig(**SMALL, image_size=32, patch_size=16))
 
@@ -46,7 +77,9 @@ def save(make, folder, max_tokens=10**30):
     return model
 
 
-@pytest.mark.parametrize("make, half", [(clip_model, "text_model"), (t5_model, "encoder")])
+@pytest.mark.parametrize("make, half", [
+    (clip_model, "text_model"), (t5_model, "encoder"), (bart_model, "encoder"), (mbart_model, "encoder"),
+    (led_model, "encoder")])
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_of_a_larger_model_the_half_that_reads_text_is_taken(tmp_path, make, half, pretrained):
     whole = save(make, tmp_path / "text")
@@ -67,15 +100,18 @@ def test_of_a_larger_model_the_half_that_reads_text_is_taken(tmp_path, make, hal
     model.save_pretrained(tmp_path / "saved")
     again = CLIP.from_pretrained(tmp_path / "saved")
     assert type(again.text_encoder.backbone) is type(model.text_encoder.backbone)
+    assert "decoder" not in dict(again.text_encoder.backbone.named_children())
     with torch.no_grad():
         assert torch.equal(again.encode_text(input_ids, mask), model.encode_text(input_ids, mask))
 
 
-def test_a_run_with_t5_ends_in_a_model(tmp_path, sample_dir):
-    save(t5_model, tmp_path / "text")
+@pytest.mark.parametrize("make, kind", [(t5_model, "t5"), (bart_model, "bart")])
+def test_a_run_with_what_also_writes_ends_in_a_model(tmp_path, sample_dir, make, kind):
+    save(make, tmp_path / "text")
     flags = ["sample", "--data-dir", sample_dir, "--epochs", 1, "--batch-size", 32, "--text-encoder", tmp_path / "text"]
     run_script("train.py", *flags, "--run-dir", "run", cwd=tmp_path)
-    assert CLIP.from_pretrained(tmp_path / "run" / "best").text_encoder.backbone.config.model_type == "t5"
+    assert CLIP.from_pretrained(tmp_path / "run" / "best").text_encoder.backbone.config.model_type == kind
+    run_script("inference.py", "--query", "a dog", "--checkpoint", "run", "--no-picture", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("make, flags, complaint", [

@@ -7,20 +7,26 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 from conftest import ROOT, run_script
+from matplotlib.figure import Figure
 from PIL import Image
 
 import config
 from config import PRESETS
 from models import clip_loss
+from support.drawn import is_drawn
+from support.kept_splits import held_out_of_model
 
 sys.path.append(str(ROOT / "docs"))
+import make_tour
 from tour_pages import CELL, NUMBER, PICTURE, QUOTE, execute_notebook, notebook_of, page_of, quoted_lines
+from tour_pictures import save
 
 SOURCE = (ROOT / "docs" / "tour" / "source.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
@@ -170,6 +176,29 @@ def test_every_picture_is_there_for_light_and_dark_pages_and_together_they_are_s
 def test_every_picture_says_in_words_what_it_shows():
     alts = re.findall(r'<img src="[^"]+" alt="([^"]*)">', PAGE)
     assert len(alts) == PAGE.count("<picture>") and all(len(alt) > 40 for alt in alts)
+
+
+def test_a_picture_of_the_tour_is_known_as_drawn_and_stays_small(tmp_path):
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().plot([1, 3, 2])
+    save(figure, tmp_path / "chart.png")
+    assert is_drawn(tmp_path / "chart.png")
+    with Image.open(tmp_path / "chart.png") as picture:
+        assert picture.mode == "P"
+    figure.savefig(tmp_path / "plain.png", dpi=150)
+    assert (tmp_path / "chart.png").stat().st_size < (tmp_path / "plain.png").stat().st_size
+
+
+# ---------------------------------------------------------------- the run
+
+
+def test_the_run_of_the_tour_keeps_which_photos_it_holds_out(tmp_path, sample_dir, monkeypatch):
+    small = replace(PRESETS["sample"], data_dir=sample_dir, epochs=1, batch_size=32)
+    monkeypatch.setattr(make_tour, "PRESETS", {"sample": small})
+    embedded = make_tour.train_sample(tmp_path / "run", keep_after=(1,))
+    held_out = held_out_of_model(tmp_path / "run" / "best")
+    assert {split: len(names) for split, names in held_out.items()} == {"dev": 16, "test": 16}
+    assert set(embedded) == {0, 1}
 
 
 # ---------------------------------------------------------------- experiments

@@ -9,8 +9,8 @@ from conftest import run_script
 
 from config import InferenceConfig, parse, switches_of
 from inference import Gallery
-from search.unknown_words import remarks_on
 from support.errors import UserError
+from support.unknown_words import has_unknown_words, remarks_on
 from support.wordpiece import empty_tokenizer, train_tokenizer
 from support.words import weight_and_words, with_flags
 
@@ -167,6 +167,7 @@ def test_words_of_another_language_are_named(vocabulary, prompt, unknown):
     known = bool(set(prompt.lower().replace(",", "").split()) - {word.lower() for word in unknown})
     line = f"the model does not know: {', '.join(unknown)}" + ("" if known else "; the ranking means nothing")
     assert remarks == ([line] if unknown else [])
+    assert has_unknown_words(prompt, vocabulary) == bool(unknown)
 
 
 def test_signs_alone_and_many_words(vocabulary):

@@ -104,6 +104,57 @@ def test_workers_import_little_and_not_the_script(method, tmp_path):
     assert not {"wave", "transformers", "timm", "matplotlib.pyplot", "onnxruntime"} & set(modules)
 
 
+DRAWING = """
+import multiprocessing
+import sys
+import wave
+from data import sample_scenes
+
+sys.path.insert(0, sys.argv[2])
+from probe import draw
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    sample_scenes.draw_into = draw
+    sample_scenes.usable_cores = lambda: 1
+    sample_scenes.write_sample("drawn", train=8, dev=2, test=2)
+"""
+DRAWN = """
+import signal, sys
+from pathlib import Path
+from data import sample_scenes
+
+def draw(folder, task):
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    Path("note.txt").write_text(" ".join([str(blocked), *sys.modules]))
+    return sample_scenes.draw_into(folder, task)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_draw_the_sample_import_neither_the_script_nor_torch(method, tmp_path):
+    (tmp_path / "script.py").write_text(DRAWING)
+    (tmp_path / "probe.py").write_text(DRAWN)
+    command = [sys.executable, tmp_path / "script.py", method, tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=environment, cwd=tmp_path, text=True, capture_output=True)
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    is_deaf, *modules = (tmp_path / "note.txt").read_text().split()
+    assert is_deaf == "True" and {"data.sample_scenes", "cv2"} <= set(modules)
+    assert not {"wave", "torch", "timm", "transformers"} & set(modules)
+    assert len(list((tmp_path / "drawn" / "Images").iterdir())) == 12
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_the_command_that_draws_is_found_by_its_own_processes(method, tmp_path):
+    code = f"import multiprocessing, runpy; multiprocessing.set_start_method({method!r}); " \
+           f"runpy.run_path({str(ROOT / 'data' / 'sample_scenes.py')!r}, run_name='__main__')"
+    flags = ["--out", "drawn", "--train", "8", "--dev", "2", "--test", "2"]
+    process = subprocess.run([sys.executable, "-c", code, *flags], cwd=tmp_path, text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    assert len(list((tmp_path / "drawn" / "Images").iterdir())) == 12
+
+
 def test_what_a_worker_imports_holds_no_towers():
     heavy = ["transformers", "timm", "matplotlib", "onnxruntime"]
     code = f"import sys, dataset; found = set({heavy}) & set(sys.modules); sys.exit(str(found) if found else 0)"

@@ -7,14 +7,26 @@ holds each of their words whole, and what it has never seen becomes pieces of a 
 only words in another script are named; and none with a vocabulary that is no WordPiece.
 """
 
+import copy
+
 LEARNED_FROM_CAPTIONS = 8192  # pieces at most, by support/wordpiece.py; pretrained vocabularies have 28,000 and more
 MOST_NAMED = 10
+
+
+def cutting_tokenizer(tower):
+    """Return the tokenizer of a `models.TextEncoder` as one of `tokenizers` that cuts what is too long for the tower.
+
+    It is a copy: the tower's own stays as it is.
+    """
+    tokenizer = copy.deepcopy(tower.tokenizer.backend_tokenizer)
+    tokenizer.enable_truncation(tower.max_tokens)
+    return tokenizer
 
 
 def remarks_on(prompt, tokenizer):
     """Return lines that a person should read about a prompt: it is too long, or of words the model does not know.
 
-    tokenizer: one of `tokenizers` that cuts what is too long.
+    tokenizer: one that cuts what is too long, as `cutting_tokenizer` gives it.
     """
     encoded = tokenizer.encode(prompt)
     lines = []
@@ -22,8 +34,7 @@ def remarks_on(prompt, tokenizer):
     if cut_off:
         lines.append(f"the prompt is too long: its last {cut_off.count(0)} tokens are not looked at")
 
-    added = tokenizer.get_added_tokens_decoder()  # {number: token}
-    special = {number for number, token in added.items() if token.special}  # the unknown token is one of these
+    special = special_tokens(tokenizer)
     words = words_of(prompt, encoded, special)
     unknown = [word for word, pieces in words if is_unknown(pieces, tokenizer)]
     means_nothing = len(unknown) == len(words)
@@ -36,6 +47,18 @@ def remarks_on(prompt, tokenizer):
     elif set(encoded.ids) <= special:
         lines.append("the model knows none of this: the ranking means nothing")
     return lines
+
+
+def has_unknown_words(text, tokenizer):
+    """Return whether a text holds words that the model does not know; tokenizer: as for `remarks_on`."""
+    words = words_of(text, tokenizer.encode(text), special_tokens(tokenizer))
+    return any(is_unknown(pieces, tokenizer) for _, pieces in words)
+
+
+def special_tokens(tokenizer):
+    """Return the numbers of tokens that mean no word; the unknown token is one of these."""
+    added = tokenizer.get_added_tokens_decoder()  # {number: token}
+    return {number for number, token in added.items() if token.special}
 
 
 def words_of(prompt, encoded, special):
