@@ -434,7 +434,7 @@ def search_figures(gallery):
     return figures, scores
 
 
-HEAT_QUERIES = ["a dog running through water", "playing soccer", "a blue shirt", "under the moon"]
+HEAT_QUERIES = ["a dog running through water", "playing soccer", "a boy in blue clothes", "under the moon"]
 
 
 def heat_maps(gallery):

@@ -157,6 +157,14 @@ def test_the_numbers_say_what_the_words_say():
     assert broken["photo_twice"]["loss"] > max(broken["floor"], broken["two_captions"]["loss"])
     assert broken["one_rate"]["recall"] < broken["rates_apart"]["recall"] - 5
     assert broken["batch_norm"] < recall["honest"] - 20
+    pull = NUMBERS["pull"]
+    assert pull["captions"][0] == "A young girl in pink clothes is waving hello near the ocean on the sandy beach ."
+    assert pull["hardest_caption"].startswith("One man kicks a soccer ball near the ocean on the sandy beach")
+    assert pull["gradient"].index(sorted(pull["gradient"])[-2]) == 1  # the second most pushed
+    assert pull["captions"][1].startswith("There is a small boy in red clothes greeting with a raised hand")
+    assert [mistake["caption"] for mistake in NUMBERS["mistakes"]["worst"]] == [
+        "Three friends rest near the beach .", "Near the beach , three people run .",
+        "Near the ocean on the sandy beach , two young people sit ."]
     cosines = NUMBERS["cosine"]["cosine"]
     assert cosines["own"] > cosines["less"] > cosines["place"] > cosines["other"]
 
