@@ -247,18 +247,23 @@ class Gallery:
     def narrow(self, under=(), after=None, before=None):
         """Return the numbers (M,) of the pictures that come into question, in their order; None: all of them.
 
-        under: patterns of their names below their folder, such as "holiday" or "*/2019-??", of which one must fit.
+        under: patterns of their names below their folder, such as "holiday" or "*/2019-??", of which one must fit; of
+        several folders a name may also begin with that of its folder.
         after, before: a year, a month or a day, such as 2019-06: taken from its first moment on, and before that.
         """
         fits = np.ones(len(self.files), bool)
         if under:
-            lies_there = lies_under(self.names, as_list(under))
-            if len(self.folders) > 1:  # then a name may also begin with that of its folder
-                lies_there |= lies_under([self.name_of(row) for row in range(len(self.names))], as_list(under))
-            fits &= lies_there
+            fits &= self.lie_under(as_list(under))
         if after or before:
             fits &= was_taken(self.taken.moments, after, before)
         return None if fits.all() else np.flatnonzero(fits)
+
+    def lie_under(self, patterns):
+        """Return (N,) bool: whether each picture lies under one of the patterns, as for `narrow`."""
+        fits = lies_under(self.names, patterns)
+        if len(self.folders) > 1:  # then a pattern may also begin with the name of a folder
+            fits |= lies_under(self.shown_names(), patterns)
+        return fits
 
     def rank(self, embedding, top_k, fold=True, threshold=None, is_prompt=True, among=None):
         """Return the best `Match`es for a unit-length float32 (D,) embedding, near-duplicates folded together.
@@ -315,6 +320,10 @@ class Gallery:
             return self.names[row]
         folder = np.searchsorted(self.first_rows, row, side="right") - 1
         return f"{self.folder_names[folder]}/{self.names[row]}"
+
+    def shown_names(self):
+        """Return `name_of` each picture."""
+        return [self.name_of(row) for row in range(len(self.files))]
 
     def label_probabilities(self, labels):
         """Return (N, K) float32: how probable each of K labels is for each picture, if one of them is right.
@@ -515,18 +524,20 @@ def main(flags):
 
 
 def refuse_output(flags):
-    """Raise UserError for an --output or --copy-to that can hold no answer, or that is a picture of the gallery."""
+    """Raise UserError for an --output or --copy-to that can hold no answer, or that is a picture of somebody's."""
     if flags.copy_to and flags.copy_to.exists() and not flags.copy_to.is_dir():
         raise UserError(f"--copy-to {flags.copy_to} is a file: name a folder, which may be new")
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
-    is_picture = flags.output.suffix.lower() in IMAGE_SUFFIXES
+    is_picture = flags.picture and flags.output.suffix.lower() in IMAGE_SUFFIXES
     if not is_picture or not flags.output.exists() or is_drawn(flags.output):  # drawn by an earlier search
         return
     for folder in flags.gallery:
         if flags.output.resolve().is_relative_to(Path(os.path.expanduser(folder)).resolve()):
             raise UserError(f"--output {flags.output} is a picture in the gallery: name another file, or delete it")
+    if flags.output.name != InferenceConfig.output.name:  # which an earlier version has drawn, without a mark
+        raise UserError(f"--output {flags.output} is there, and was not drawn here: name another file, or delete it")
 
 
 def open_gallery(checkpoint, flags):
@@ -538,7 +549,7 @@ def open_gallery(checkpoint, flags):
         flags.device,
         flags.batch_size,
         flags.workers,
-        leave_out=os.path.abspath(flags.output),
+        leave_out=os.path.abspath(flags.output) if flags.picture else None,
         trust_index=flags.trust_index,
         check=flags.check,
     )

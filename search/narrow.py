@@ -41,17 +41,17 @@ def was_taken(moments, after=None, before=None):
     return fits
 
 
-def why_nothing_fits(names, patterns, moments, after, before):
+def why_nothing_fits(names, patterns, lies_there, moments, after, before):
     """Return a line that says that no picture fits, and what there is instead.
 
-    moments: (N,), or None where no time was asked for.
+    lies_there: (N,) bool, whether each lies under one of the patterns. moments: (N,), or None where no time was asked
+    for.
     """
     if patterns:
         where = " or ".join(patterns)
-        rows = np.flatnonzero(lies_under(names, patterns))
-        if not len(rows):
+        if not lies_there.any():
             return f"no picture lies under {where}: {contents_in_words(names)}"
-        moments = moments[rows]
+        moments = moments[lies_there]
         where = f" under {where}"
     else:
         where = ""

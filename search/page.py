@@ -45,13 +45,13 @@ class Asked(NamedTuple):
     sort: str = "score"  # or date
 
     def question(self):
-        """Return it as an `search.question.Question`."""
+        """Return it as a `search.question.Question`."""
         return Question(
             query=[words for words in (self.prompt, self.plus) if words],
             image=Path(self.example) if self.example else None,
             minus=[self.minus] if self.minus else [],
             top_k=self.count,
-            threshold=self.least,
+            threshold=self.least if self.least > -1 else None,
             under=[self.under] if self.under else [],
             after=self.after,
             before=self.before,

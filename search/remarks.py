@@ -7,7 +7,7 @@ from support.words import weights_and_words
 
 
 def remarks_on_question(gallery, question, among):
-    """Return what is remarkable about an `search.question.Question`: about its prompts, and about what is searched.
+    """Return what is remarkable about a `search.question.Question`: about its prompts, and about what is searched.
 
     among: the numbers of the pictures that are searched, as `Gallery.narrow` gives them.
     """
@@ -27,7 +27,9 @@ def remarks_on_narrowing(gallery, question, among):
         lines.append(f"{len(among):,} of {len(gallery.files):,} pictures are searched")
     elif among is not None:
         moments = gallery.taken.moments if by_time else None
-        lines.append(why_nothing_fits(gallery.names, question.under, moments, question.after, question.before))
+        lies_there = gallery.lie_under(question.under)
+        when = (moments, question.after, question.before)
+        lines.append(why_nothing_fits(gallery.shown_names(), question.under, lies_there, *when))
     if question.asks_for_dates():
         count = gallery.taken.by_file.sum()
         if count:
@@ -52,7 +54,7 @@ def remarks_on_matches(gallery, question, found):
     is_one_prompt = question.is_of_prompts() and len(question.query) == 1
     if is_one_prompt and found.among is None and gallery.usual_score is not None and scores[0] < gallery.usual_score:
         lines.append(
-            f"nothing here fits well: the best scores {scores[0]:.3f}, and for {len(EVERYDAY) - EXCEPTIONS} of "
-            f"{len(EVERYDAY)} everyday prompts it is {gallery.usual_score:.3f} or more"
+            f"nothing here fits well: the one ranked first scores {scores[0]:.3f}, and for "
+            f"{len(EVERYDAY) - EXCEPTIONS} of {len(EVERYDAY)} everyday prompts it is {gallery.usual_score:.3f} or more"
         )
     return lines

@@ -16,6 +16,7 @@ import tyro
 from support.errors import UserError, expect_ctrl_c, shown
 
 PROMPTS = {"query", "plus", "minus", "labels"}  # flags that take words; what others take may be a path
+PATTERNS = {"under"}  # of names inside a gallery, where a folder may be called ~old
 AT_HOME = re.compile(r"(local-dir:)?(~|~[\w.-]*[/\\].*)", re.DOTALL)  # what lies in somebody's home: ~/x, or ~ann/x
 HALF_CHARACTER = re.compile("[\udc80-\udcff]")
 NUMBERED = re.compile(r"(.*?)(\d+)\.tar", re.DOTALL)
@@ -51,7 +52,11 @@ def as_meant(arguments, repeatable=()):
     refuse_flags_given_twice(words, repeatable)
     meant = []
     for word in words:
-        value = as_text(word.value, f"--{word.flag}") if word.flag in PROMPTS else with_home(word.value)
+        value = word.value
+        if word.flag in PROMPTS:
+            value = as_text(value, f"--{word.flag}")
+        elif word.flag or value.startswith("~/") or value == "~":  # a word without a flag may be a prompt
+            value = value if word.flag in PATTERNS else with_home(value)
         meant.append(word.begin + value)
     return meant
 

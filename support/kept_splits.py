@@ -30,12 +30,15 @@ def gone_photos(splits, earlier):
 
 def lines_on_gone_photos(splits, earlier):
     """Return what a run that goes on should say of the photos that it held out and that are gone."""
-    return [
-        f"{split}: {len(gone):,} of the {len(earlier[split]):,} photos that this run held out are gone, so recall does "
-        "not compare with that of earlier epochs"
-        for split, gone in gone_photos(splits, earlier).items()
-        if gone
-    ]
+    compared = {"dev": "earlier epochs", "test": "this run before"}
+    lines = []
+    for split, gone in gone_photos(splits, earlier).items():
+        if gone:
+            lines.append(
+                f"{split}: {len(gone):,} of the {len(earlier[split]):,} photos that this run held out are gone, or can "
+                f"no longer be read, so its recall does not compare with that of {compared[split]}"
+            )
+    return lines
 
 
 def write_held_out(folder, names):

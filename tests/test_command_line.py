@@ -127,6 +127,7 @@ def test_without_a_home_no_folder_called_so_is_made():
     with pytest.raises(UserError, match="~nobody-here/x: there is no home that ~ could stand for"):
         with_home("~nobody-here/x")
     assert with_home("~old") == "~old"  # the name of a file
+    assert as_meant(["--under", "~old/*", "~3/4 view of a car"]) == ["--under", "~old/*", "~3/4 view of a car"]
 
 
 def test_a_prompt_is_no_path(monkeypatch):

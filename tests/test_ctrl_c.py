@@ -55,7 +55,7 @@ def test_while_libraries_load(moment, script, flags, tmp_path):
 
 def test_every_script_expects_it_before_it_loads_what_takes_long():
     scripts = [*ROOT.glob("data/*.py"), *ROOT.glob("docs/*.py"), *ROOT.glob("benchmarks/*.py")]
-    slow_library = r"^(?:import|from) (?:cv2|torch|timm|transformers|pandas|models|dataset)\b"
+    slow_library = r"^(?:import|from) (?:cv2|torch|timm|transformers|pandas|models|dataset|train|evaluate|inference)\b"
     for path in scripts:
         text = path.read_text(encoding="utf-8")
         slow = re.search(slow_library, text, re.MULTILINE)

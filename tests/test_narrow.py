@@ -20,6 +20,8 @@ from search.index import INDEX_NAME, read_index, write_index
 from search.joined import joined
 from search.narrow import lies_under, was_taken
 from search.nearest import BLOCK, nearest
+from search.question import Question
+from search.remarks import remarks_on_question
 from search.taken import noted_date
 from support.dates import day, first_moment, moment_of_file, noted_moment
 from support.errors import UserError
@@ -158,6 +160,10 @@ def test_of_several_folders_a_name_begins_with_its_own(checkpoint, sources, tmp_
     assert names_there == ["album/picture.jpg", "card/picture.jpg", ".hidden/picture.jpg"]
     assert gallery.narrow("card").tolist() == [1] and gallery.narrow("card/*").tolist() == [1]
     assert gallery.narrow("picture.jpg") is None  # as its folder knows it
+    lines = remarks_on_question(gallery, Question(["a dog"], under=["card"], after="2999"), np.array([], int))
+    assert lines[0].startswith("no picture under card was taken from 2999 on: they are from ")
+    (line,) = remarks_on_question(gallery, Question(["a dog"], under=["nowhere"]), np.array([], int))
+    assert line == "no picture lies under nowhere: the folders of the gallery are .hidden, album, card"
 
 
 def test_the_command_searches_several_folders(workplace, album, tmp_path, sources):
