@@ -41,6 +41,7 @@ def as_command(folder, flags, damage, arguments):
     os.chdir(folder)
     log = os.open("train.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which these tests may run, has it ignored
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a command: here loaders would ask the forkserver
     support.run.draw_curves = evaluate.draw_charts = lambda *_: None
