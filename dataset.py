@@ -45,6 +45,7 @@ from support.data_report import (
     report_on,
 )
 from support.doctor import findings
+from support.drawn import is_drawn
 from support.hub import loading
 from support.images import lines_on_links, read_image
 from support.kept_splits import as_held_out
@@ -603,6 +604,9 @@ def main(flags):
     folder = dataset_folder(flags.source.data_dir).resolve()
     if flags.output.exists() and flags.output.resolve().is_relative_to(folder / "Images"):
         raise UserError(f"--output {flags.output} is a photo of the dataset: name another file")
+    is_ours = flags.output.name == DatasetConfig.output.name or is_drawn(flags.output)
+    if flags.output.is_file() and not is_ours:
+        raise UserError(f"--output {flags.output} is there, and was not drawn here: name another file, or delete it")
     splits, report = load_usable_splits(flags.source, flags.split_seed)
     table = splits["train"]
     tokenizer, max_tokens = tokenizer_called(flags.text_encoder, table["caption"], flags.max_tokens)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from dataset import NOTHING_KNOWN, image_loader, load_splits, paths_of, split_table
 from models import CLIP, embed_images, embed_texts
 from support.caption_tables import read_text
+from support.files import refuse_to_replace
 from support.find_run import checkpoint_dir
 from support.hubs import hub_penalties
 from support.images import lines_on_links, pictures_and_links
@@ -450,6 +451,8 @@ def read_templates(path):
 def main(flags):
     if flags.json and (flags.json.is_dir() or not flags.json.parent.is_dir()):
         raise UserError(f"--json {flags.json} cannot be written: name a file in a folder that exists")
+    if flags.json:
+        refuse_to_replace("--json", flags.json, b'{\n  "split"', b'{\n  "folder"')
     device = start_process(flags.device)  # under torchrun the processes meet here; only the first one prints
     if flags.zero_shot or flags.linear_probe:
         result = classify(flags, device)

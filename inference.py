@@ -46,11 +46,12 @@ from search.nearest import all_cosines, nearest
 from search.pictures import pictures_of_folders, pictures_of_split
 from search.question import Question
 from search.remarks import remarks_on_matches, remarks_on_question
-from search.tables import caption_table, label_table, match_table, write_label_table
+from search.tables import LABEL_COLUMNS, caption_table, label_table, match_table, write_label_table
 from search.taken import when_taken
 from search.update import up_to_date_index
 from support.dates import day
 from support.drawn import DRAWN, is_drawn
+from support.files import refuse_to_replace
 from support.find_run import checkpoint_dir
 from support.images import lines_on_links
 from support.kept_splits import held_out_of_model
@@ -491,6 +492,8 @@ def export(embedder, folder):
 
 
 def main(flags):
+    if flags.image is not None and flags.image.is_dir():
+        raise UserError(f"--image {flags.image} is a folder: to search it, type --gallery {flags.image}")
     if flags.image is not None and not exists(flags.image):
         raise UserError(f"--image {flags.image} is not a file")
     refuse_output(flags)
@@ -524,12 +527,18 @@ def main(flags):
 
 
 def refuse_output(flags):
-    """Raise UserError for an --output or --copy-to that can hold no answer, or that is a picture of somebody's."""
+    """Raise UserError for an --output, --html or --copy-to that can hold no answer, or that is somebody's file."""
     if flags.copy_to and flags.copy_to.exists() and not flags.copy_to.is_dir():
         raise UserError(f"--copy-to {flags.copy_to} is a file: name a folder, which may be new")
     suffixes = OUTPUT_SUFFIXES | {".csv"} if flags.labels else OUTPUT_SUFFIXES
     if flags.output.suffix.lower() not in suffixes:
         raise UserError(f"--output {flags.output}: choose a name that ends in {', '.join(sorted(suffixes))}")
+    if flags.html:
+        from search.result_page import BEGINNING
+
+        refuse_to_replace("--html", flags.html, BEGINNING.encode())
+    if is_table(flags.output):
+        refuse_to_replace("--output", flags.output, ",".join(LABEL_COLUMNS).encode())
     is_picture = flags.picture and flags.output.suffix.lower() in IMAGE_SUFFIXES
     if not is_picture or not flags.output.exists() or is_drawn(flags.output):  # drawn by an earlier search
         return
@@ -609,6 +618,8 @@ def hand_out(matches, gallery, flags):
             show_in_terminal(sheet_of_matches(matches, title))
     if flags.copy_to:
         print("\n".join(copy_matches(matches, flags.copy_to)))
+        if any(flags.copy_to.resolve().is_relative_to(pictures.root.resolve()) for pictures in gallery.folders):
+            print(f"{flags.copy_to} lies in the gallery, so later searches find these copies, too")
     if flags.html:
         about = f"{len(matches):,} of {len(gallery.files):,} pictures"
         try:

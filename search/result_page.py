@@ -13,6 +13,7 @@ figcaption {overflow-wrap: anywhere; font-size: 90%} p {opacity: 0.8; font-size:
 """
 # The browser is to load nothing from elsewhere, and to run nothing, whatever stands in a name.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+BEGINNING = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<meta http-equiv="Content-Security-Policy"'
 
 
 def write_result_page(path, title, matches, name_of, about):
@@ -21,10 +22,7 @@ def write_result_page(path, title, matches, name_of, about):
     name_of: a function of a row that says how its picture is called; about: what was searched, as a line.
     """
     items = "\n".join(item(match, name_of(match.row)) for match in matches)
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+    page = f"""{BEGINNING} content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escaped(title)}</title>
 <style>{STYLE}</style>

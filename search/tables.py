@@ -51,11 +51,14 @@ def label_table(groups, top_k):
     return lines
 
 
+LABEL_COLUMNS = ["file", "label", "probability"]  # with which such a table begins
+
+
 def write_label_table(path, labels, files, probabilities):
     """Write a CSV file: a line a picture, with its label and the probability of each, as columns "p(LABEL)"."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["file", "label", "probability", *(f"p({label})" for label in labels)])
+    writer.writerow([*LABEL_COLUMNS, *(f"p({label})" for label in labels)])
     for file, chances in zip(files, probabilities, strict=True):
         best = chances.argmax()
         columns = [f"{chance:.6f}" for chance in chances]

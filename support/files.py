@@ -126,6 +126,16 @@ def writable(path):
     return user_cache() / hashlib.sha256(os.fsencode(path.parent.resolve())).hexdigest()[:24] / path.name
 
 
+def refuse_to_replace(flag, path, *beginnings):
+    """Raise UserError where a file is there that begins with none of these bytes, as ours do: it is somebody's."""
+    if not os.path.isfile(path):
+        return
+    with open(path, "rb") as file:
+        beginning = file.read(200)
+    if beginning and not beginning.startswith(beginnings):
+        raise UserError(f"{flag} {path} is there, and was not written here: name another file, or delete it")
+
+
 def write_file(path, content):
     """Write bytes or text in one rename, so that an interruption leaves the previous file and no half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,12 +23,15 @@ def with_flags(argv, switches):
     """
     completed = []
     pictures = []
-    prompts = []
+    prompts = [[]]  # words without a flag; those after --query WORD with it: they may be one prompt without its quotes
+    flag = ""
     is_value = False  # whether the next word belongs to the flag before it
     for word in argv:
         if is_value:
             completed.append(word)
             is_value = False
+            if flag == "--query":
+                prompts.append([word])
         elif word.startswith("-"):
             completed.append(word)
             flag = word.replace("_", "-")
@@ -40,10 +43,13 @@ def with_flags(argv, switches):
             pictures.append(word)
         else:
             completed += ["--query", word]
-            prompts.append(word)
-    if len(prompts) > 1 and not any(" " in prompt for prompt in prompts):
-        words = " ".join(prompts)
-        raise UserError(f'one prompt of several words is typed in quotes, "{words}", and each of several after --query')
+            prompts[-1].append(word)
+    for together in prompts:
+        if len(together) > 1 and not any(" " in word for word in together):
+            words = " ".join(together)
+            raise UserError(
+                f'one prompt of several words is typed in quotes, "{words}", and each of several after --query'
+            )
     if len(pictures) > 1:
         raise UserError(f"{pictures[0]} and {pictures[1]} are two example pictures: give one at a time")
     return completed

@@ -411,6 +411,35 @@ def test_a_model_of_drawn_scenes_says_so_before_photos(workplace, checkpoint, fo
     assert warning not in run_script(*ask, checkpoint, cwd=workplace).stdout  # trained on a folder of its own
 
 
+@pytest.mark.parametrize("script, flag, name, more", [
+    ("inference.py", "--html", "page.html", ["--query", "a dog"]),
+    ("inference.py", "--output", "table.csv", ["--labels", "dog,beach"]),
+    ("inference.py", "--output", "mine.png", ["--query", "a dog"]),
+    ("evaluate.py", "--json", "figures.json", ["--split", "test"]),
+    ("dataset.py", "--output", "mine.png", []),
+])
+def test_a_file_of_somebody_is_not_written_over_and_ours_is(script, flag, name, more, workplace, sample_dir, tmp_path):
+    path = tmp_path / name
+    data = [sample_dir, "--image-size", 32] if script == "dataset.py" else more
+    for _ in range(2):
+        run_script(script, *data, flag, path, cwd=workplace)
+    if path.suffix == ".png":
+        Image.new("RGB", (8, 8), "red").save(path)
+    else:
+        path.write_text("my own words")
+    before = path.read_bytes()
+    process = run_script(script, *data, flag, path, cwd=workplace, check=False)
+    assert process.returncode == 2 and path.read_bytes() == before
+    assert f"{flag} {path} is there, and was not" in process.stderr
+
+
+def test_copies_in_the_gallery_are_said_to_be_found_later(workplace, folder, tmp_path):
+    ask = ["--query", "a dog", "--gallery", folder, "--no-picture", "--copy-to"]
+    said = f"{folder / 'found'} lies in the gallery, so later searches find these copies, too"
+    assert said in run_script("inference.py", *ask, folder / "found", cwd=workplace).stdout
+    assert "lies in the gallery" not in run_script("inference.py", *ask, tmp_path / "out", cwd=workplace).stdout
+
+
 def test_a_picture_of_the_gallery_is_not_drawn_over(workplace, folder):
     before = (folder / "0.jpg").read_bytes()
     ask = ["inference.py", "--query", "a dog", "--gallery", folder]

@@ -56,6 +56,13 @@ def test_a_folder_without_its_flag_is_not_searched_for_as_words(here):
     assert with_flags(["deep"], set()) == ["--query", "deep"]  # which may be meant as a word
 
 
+def test_a_prompt_without_its_quotes_after_its_flag_is_named_whole(here):
+    with pytest.raises(UserError, match='"people sitting near the beach", and each of several after --query'):
+        with_flags(["--query", "people", "sitting", "near", "the", "beach"], set())
+    assert with_flags(["--query", "dog", "--query", "snow"], set()) == ["--query", "dog", "--query", "snow"]
+    assert with_flags(["--minus", "snow", "dog"], set()) == ["--minus", "snow", "--query", "dog"]
+
+
 def test_a_long_prompt_with_a_slash_is_no_path(here):
     prompt = "men and/or women " + "who walk and talk " * 20
     assert with_flags([prompt], set()) == ["--query", prompt]
