@@ -1,4 +1,4 @@
-"""By what it is seen that a picture has been swapped for another one of the same size and time."""
+"""How --check finds a picture that has been swapped for another one of the same size and time."""
 
 import hashlib
 import os

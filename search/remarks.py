@@ -28,8 +28,9 @@ def remarks_on_narrowing(gallery, question, among):
     elif among is not None:
         moments = gallery.taken.moments if by_time else None
         lies_there = gallery.lie_under(question.under)
-        when = (moments, question.after, question.before)
-        lines.append(why_nothing_fits(gallery.shown_names(), question.under, lies_there, *when))
+        names = gallery.shown_names()
+        line = why_nothing_fits(names, question.under, lies_there, moments, question.after, question.before)
+        lines.append(line)
     if question.asks_for_dates():
         count = gallery.taken.by_file.sum()
         if count:

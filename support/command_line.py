@@ -50,15 +50,17 @@ def as_meant(arguments, repeatable=()):
     words = words_of(arguments)
     refuse_expanded_shards(words, repeatable)
     refuse_flags_given_twice(words, repeatable)
-    meant = []
-    for word in words:
-        value = word.value
-        if word.flag in PROMPTS:
-            value = as_text(value, f"--{word.flag}")
-        elif word.flag or value.startswith("~/") or value == "~":  # a word without a flag may be a prompt
-            value = value if word.flag in PATTERNS else with_home(value)
-        meant.append(word.begin + value)
-    return meant
+    return [word.begin + meant_value(word) for word in words]
+
+
+def meant_value(word):
+    """Return the value of a `Word`: as text where it is words, and with its home where it is a path."""
+    if word.flag in PROMPTS:
+        return as_text(word.value, f"--{word.flag}")
+    may_be_a_prompt = word.flag is None and word.value != "~" and not word.value.startswith("~/")
+    if word.flag in PATTERNS or may_be_a_prompt:
+        return word.value
+    return with_home(word.value)
 
 
 class Word(NamedTuple):
